@@ -1,0 +1,3 @@
+"""Fine-tuning of image classifiers so that their attention gets better."""
+
+from __future__ import annotations

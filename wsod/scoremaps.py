@@ -1,0 +1,172 @@
+"""Attention map → score map: resizing and normalising, in the one place where it is done.
+
+A map cell (row, column) sits at ((column + ½)·width/w, (row + ½)·height/h) of the region it spans, so
+resizing, undoing a crop and undoing a letterbox are one thing: sampling at pixel centres. Interpolation is
+separable, hence two small matrices a map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsod.errors import ConfigError
+from wsod.types import AttentionMaps
+
+__all__ = ["MapProcessing", "ScoreMap", "resample_weights", "resize_map"]
+
+Array = NDArray[np.float64]
+Interpolation = Literal["bilinear", "bicubic", "bicubic-opencv", "nearest", "nearest-opencv"]
+Normalisation = Literal["minmax", "max", "relu-minmax", "percentile", "none"]
+
+
+@lru_cache(maxsize=256)
+def resample_weights(
+    n: int, size: int, mode: Interpolation = "bilinear", start: float = 0.0, stop: float | None = None
+) -> Array:
+    """(size, n) float64 weights that sample an axis of `n` cells spanning [start, stop) at pixel centres.
+
+    `align_corners=False`; cells beyond the edge repeat the edge. Bicubic has A = -0.75 (torch, OpenCV).
+    `bicubic-opencv` computes positions and weights in float32 as OpenCV's INTER_CUBIC does: equal to the
+    bit for the WSOL benchmark's protocol. `nearest-opencv` is its INTER_NEAREST, floor(i * (1 / (size/n))).
+    """
+    stop = float(size) if stop is None else stop
+    scale = n / (stop - start) if (start, stop) != (0.0, float(size)) else 1.0 / (size / n)
+    weights = np.zeros((size, n))
+    rows = np.arange(size)
+    if mode in ("nearest", "nearest-opencv"):
+        shift = 0.0 if mode == "nearest-opencv" else 0.5
+        cells = np.floor((rows + shift - start) * scale).astype(np.int64)
+        weights[rows, cells.clip(0, n - 1)] = 1.0
+        return weights
+    position = (rows + 0.5 - start) * scale - 0.5
+    if mode == "bicubic-opencv":
+        position = position.astype(np.float32)
+    first = np.floor(position)
+    fraction = position - first
+    if mode == "bilinear":
+        taps = [1.0 - fraction, fraction]
+    else:
+        a, one, x = fraction.dtype.type(-0.75), fraction.dtype.type(1), fraction
+        taps = [
+            ((a * (x + one) - 5 * a) * (x + one) + 8 * a) * (x + one) - 4 * a,
+            ((a + 2) * x - (a + 3)) * x * x + one,
+            ((a + 2) * (one - x) - (a + 3)) * (one - x) * (one - x) + one,
+        ]
+        taps.append(one - taps[0] - taps[1] - taps[2])
+        first = first - 1
+    for offset, tap in enumerate(taps):
+        np.add.at(weights, (rows, (first.astype(np.int64) + offset).clip(0, n - 1)), tap)
+    weights.setflags(write=False)
+    return weights
+
+
+def resize_map(
+    values: NDArray[np.floating],  # type: ignore[type-arg]
+    size: tuple[int, int],
+    mode: Interpolation = "bilinear",
+    region: tuple[float, float, float, float] | None = None,
+) -> Array:
+    """(h, w) → (height, width) in float64. Pixels outside `region` (x0, y0, x1, y1) get the map's minimum."""
+    height, width = size
+    values = np.asarray(values, np.float64)
+    if region is None and values.shape == (height, width):
+        return values.copy()
+    x0, y0, x1, y1 = region or (0.0, 0.0, float(width), float(height))
+    rows = resample_weights(values.shape[0], height, mode, y0, y1)
+    columns = resample_weights(values.shape[1], width, mode, x0, x1)
+    resized: Array = rows @ values @ columns.T
+    if region is not None:
+        xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
+        outside = ((ys < y0) | (ys >= y1))[:, None] | ((xs < x0) | (xs >= x1))[None, :]
+        if outside.any() and not outside.all():
+            resized[outside] = resized[~outside].min()
+    return resized
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """A map at the evaluation frame, in [0, 1] (unless `normalise = "none"`).
+
+    `constant` is true where the raw map had a single value: it claims nothing, and its scores are zeros.
+    """
+
+    scores: Array
+    constant: bool
+
+
+@dataclass(frozen=True)
+class MapProcessing:
+    """How raw maps become score maps: part of a protocol, the same for all of its metrics.
+
+    Args:
+        frame: side of the square evaluation frame; 0 = the original image.
+        resize: interpolation.
+        normalise: `minmax`; `max` (negatives clipped, divided by the maximum); `relu-minmax`; `percentile`
+            (minmax between the given percentiles, clipped); `none` (values are used as they are).
+        order: normalise `after` the resize or `before` it.
+        percentiles: for `percentile`.
+        constant: where a constant map is looked for: in the `raw` map or, as the WSOL benchmark does,
+            in the `resized` one (last-bit noise of a bicubic resize then escapes the check).
+    """
+
+    frame: int = 0
+    resize: Interpolation = "bilinear"
+    normalise: Normalisation = "minmax"
+    order: Literal["after", "before"] = "after"
+    percentiles: tuple[float, float] = (0.0, 99.9)
+    constant: Literal["raw", "resized"] = "raw"
+
+    def __post_init__(self) -> None:
+        low, high = self.percentiles
+        if self.frame < 0 or not 0 <= low < high <= 100:
+            raise ConfigError("maps", "frame >= 0 and 0 <= low < high <= 100 percentiles", f"{self}")
+
+    def size(self, maps: AttentionMaps) -> tuple[int, int]:
+        """(height, width) of the evaluation frame of that image."""
+        return (self.frame, self.frame) if self.frame else maps.size
+
+    def score(self, maps: AttentionMaps, k: int) -> ScoreMap:
+        """Score map of the k-th map; computed once however many metrics ask."""
+        key = (self, k)
+        if key not in maps.cache:
+            maps.cache[key] = self._score(maps, k)
+        score: ScoreMap = maps.cache[key]
+        return score
+
+    def _score(self, maps: AttentionMaps, k: int) -> ScoreMap:
+        raw = maps.values[k].astype(np.float64)
+        size = self.size(maps)
+        region = maps.region
+        if region is not None and self.frame:
+            sx, sy = self.frame / maps.size[1], self.frame / maps.size[0]
+            region = (region[0] * sx, region[1] * sy, region[2] * sx, region[3] * sy)
+        if self.normalise == "none":
+            return ScoreMap(resize_map(raw, size, self.resize, region), bool(raw.min() == raw.max()))
+        constant = bool(raw.min() == raw.max())
+        if self.order == "before":
+            raw = self._normalised(raw)
+        scores = resize_map(raw, size, self.resize, region)
+        if self.constant == "resized":
+            constant = bool(scores.min() == scores.max())
+        if constant:
+            return ScoreMap(np.zeros(size), True)
+        if self.order == "after":
+            scores = self._normalised(scores)
+        return ScoreMap(scores.clip(0.0, 1.0) if self.order == "before" else scores, False)
+
+    def _normalised(self, values: Array) -> Array:
+        if self.normalise in ("max", "relu-minmax"):
+            values = np.maximum(values, 0.0)
+        if self.normalise == "percentile":
+            low, high = np.percentile(values, self.percentiles)
+            values = values.clip(low, high)
+        if self.normalise != "max":
+            values = values - values.min()
+        top = values.max()
+        # a map with no positive value has nothing left to claim: zeros, not 0/0
+        return values / top if top > 0 else np.zeros_like(values)
