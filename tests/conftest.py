@@ -14,4 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 _shared = ROOT.parent / "shared"
 SHARED: Path | None = _shared if (_shared / "data").is_dir() else None
 
-needs_shared = pytest.mark.skipif(SHARED is None, reason="real data and reference vectors (../shared) not here")
+needs_shared = pytest.mark.skipif(
+    SHARED is None, reason="real data and reference vectors (../shared) are not here"
+)

@@ -124,14 +124,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return bind(typing.cast(type, hint), value, where)
     if hint is Any:
         return value
-    if hint is Path:
-        hint, make = str, Path
-    else:
-        make = hint
-    wanted = (int, float) if hint is float else hint
+    wanted = {float: (int, float), Path: (str, Path)}.get(hint, hint)
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(where, f"a value of type {hint.__name__}", repr(value))
-    return make(value)
+    return hint(value)
 
 
 def plain(value: Any) -> Any:

@@ -39,9 +39,7 @@ class Registry(Mapping[str, T]):
         try:
             return self._entries[name]
         except KeyError:
-            raise ConfigError(
-                self.kind, "a known name", f"{name!r}", nearest(name, self._entries)
-            ) from None
+            raise ConfigError(self.kind, "a known name", f"{name!r}", nearest(name, self._entries)) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ def resample_weights(
         shift = 0.0 if mode == "nearest-opencv" else 0.5
         cells = np.floor((rows + shift - start) * scale).astype(np.int64)
         weights[rows, cells.clip(0, n - 1)] = 1.0
+        weights.setflags(write=False)
         return weights
     position = (rows + 0.5 - start) * scale - 0.5
     if mode == "bicubic-opencv":
@@ -66,20 +67,20 @@ def resample_weights(
 
 
 def resize_map(
-    values: NDArray[np.floating],  # type: ignore[type-arg]
+    values: NDArray[np.floating[Any]],
     size: tuple[int, int],
     mode: Interpolation = "bilinear",
     region: tuple[float, float, float, float] | None = None,
 ) -> Array:
     """(h, w) → (height, width) in float64. Pixels outside `region` (x0, y0, x1, y1) get the map's minimum."""
     height, width = size
-    values = np.asarray(values, np.float64)
-    if region is None and values.shape == (height, width):
-        return values.copy()
+    raw: Array = np.array(values, np.float64)
+    if region is None and raw.shape == (height, width):
+        return raw
     x0, y0, x1, y1 = region or (0.0, 0.0, float(width), float(height))
-    rows = resample_weights(values.shape[0], height, mode, y0, y1)
-    columns = resample_weights(values.shape[1], width, mode, x0, x1)
-    resized: Array = rows @ values @ columns.T
+    rows = resample_weights(raw.shape[0], height, mode, y0, y1)
+    columns = resample_weights(raw.shape[1], width, mode, x0, x1)
+    resized: Array = rows @ raw @ columns.T
     if region is not None:
         xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
         outside = ((ys < y0) | (ys >= y1))[:, None] | ((xs < x0) | (xs >= x1))[None, :]
@@ -169,4 +170,5 @@ class MapProcessing:
             values = values - values.min()
         top = values.max()
         # a map with no positive value has nothing left to claim: zeros, not 0/0
-        return values / top if top > 0 else np.zeros_like(values)
+        scaled: Array = values / top if top > 0 else np.zeros_like(values)
+        return scaled

@@ -115,14 +115,13 @@ class Sample:
 
     def boxes_of(self, label: int, *, difficult: bool = True, crowd: bool = True) -> Box:
         """(n, 4) boxes of one class, with or without the difficult and the crowd ones."""
-        if not len(self.boxes):
-            return self.boxes
-        keep = self.labels == label
+        keep: Bool = self.labels[: len(self.boxes)] == label
         if not difficult:
-            keep &= ~self.difficult
+            keep = keep & ~self.difficult
         if not crowd:
-            keep &= ~self.crowd
-        return self.boxes[keep]
+            keep = keep & ~self.crowd
+        boxes: Box = self.boxes[keep]
+        return boxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,9 +163,7 @@ class AttentionMaps:
             raise MapError(self.image_id, "one map a label", f"labels {labels.tolist()}")
         for label, value in zip(labels.tolist(), values, strict=True):
             if not np.isfinite(value).all():
-                raise MapError(
-                    f"{self.image_id}, label {label}", "a finite attention map", "NaN or infinity"
-                )
+                raise MapError(f"{self.image_id}, label {label}", "a finite attention map", "NaN or infinity")
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "values", values)
         if self.ranking is not None:

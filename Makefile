@@ -1,0 +1,48 @@
+# Every command makes what it needs, once: the environment in .venv, then the package, then the test tools.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/quickstart
+DEVICE ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install test test-fast check bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON): expected Python 3.11 or newer, got $$($(PYTHON) -V 2>&1). Pass another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py pyproject.toml | $(BIN)/python
+	@echo "Installing the package and its dependencies into $(VENV) (torch is large: a few minutes, once)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+install: $(VENV)/.installed  ## the package in .venv
+
+quickstart: $(VENV)/.installed  ## train on the embedded data, fine-tune with ATCON, evaluate both, one table
+	@$(BIN)/python -m atcon quickstart --out $(OUT) --device $(DEVICE)
+
+test: $(VENV)/.installed-test  ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-test  ## the tests that take less than two minutes in all
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.installed-test  ## ruff and mypy, strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test  ## every benchmark: ours over the peers', measured in one run
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what the other commands made (not your runs)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

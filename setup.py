@@ -1,0 +1,56 @@
+"""Name, version, dependencies, extras and console scripts; no logic beyond reading them."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "wsod/__init__.py").read_text("utf-8")).group(1)
+
+TEST = [
+    "hypothesis>=6.100",
+    "mypy>=1.10",
+    "opencv-python-headless>=4.8",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.5",
+    "scikit-learn>=1.4",
+    "timm>=1.0",
+]
+
+setup(
+    name="wsod-atcon",
+    version=VERSION,
+    description="Attention maps to masks and boxes, scored; and training that makes the attention better",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["wsod*", "atcon*"]), "wsod.eval_configs"],
+    package_dir={"wsod.eval_configs": "eval_configs"},
+    package_data={
+        "wsod": ["py.typed"],
+        "wsod.eval_configs": ["*.toml"],
+        "atcon": ["py.typed", "recipes/*.toml"],
+    },
+    install_requires=[
+        "click>=8.1",
+        "defusedxml>=0.7",
+        "matplotlib>=3.8",
+        "numba>=0.59",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pycocotools>=2.0.7",
+        "rich>=13.7",
+        "safetensors>=0.4",
+        "scikit-image>=0.22",
+        "scipy>=1.11",
+        "tomli-w>=1.0",
+        "torch>=2.4",
+        "torchvision>=0.19",
+    ],
+    extras_require={"timm": ["timm>=1.0"], "test": TEST},
+    entry_points={"console_scripts": ["wsod=wsod.cli:main", "atcon=atcon.cli:main"]},
+)
