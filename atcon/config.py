@@ -1,0 +1,302 @@
+"""What a fine-tuning run is made of: data, model, and stages of weighted objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from wsod.config import bind, merge, parse_settings, read_toml
+from wsod.errors import ConfigError
+from wsod.registry import nearest
+
+__all__ = [
+    "DataConfig",
+    "FinetuneConfig",
+    "ModelConfig",
+    "StageConfig",
+    "TermConfig",
+    "config_from_tables",
+    "load_config",
+    "recipes",
+]
+
+
+def _require(ok: bool, where: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(where, expected, got)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images are trained on and judged on.
+
+    Args:
+        spec: dataset, as `wsod data` names it.
+        train: split to train on.
+        val: split to evaluate and select on; with the same name as `train`, `val_images` of its images are
+            set apart.
+        val_images: how many images to evaluate on; 0 = all of `val` (then it must be another split).
+        limit: the first n training images only; 0 = all.
+        per_class: a small training set of at most this many images a class; 0 = no subset.
+        balanced: with `per_class`: only images of exactly one class.
+        subset: a saved index list (`subset.json` of another run) to train and evaluate on.
+        subset_seed: of `per_class` and of `val_images`.
+        difficult: objects marked difficult make no label and an image with nothing else is left out
+            (`drop`); make labels as any other (`keep`); make no label, and the image stays, with no
+            positive class (`parity`, as the public ATCON code has it).
+        unlabelled: images of objectives with `pool = "unlabelled"`: the `same` as the labelled ones, or the
+            `rest` of the training split that `per_class` or `limit` left over.
+        flip: probability of a horizontal flip.
+        crop: smallest area of a random resized crop, as a fraction; 0 = no crop.
+        jitter: strength of random brightness, contrast and saturation changes.
+        workers: processes that load images; 0 = the training process itself.
+    """
+
+    spec: str = "shapes"
+    train: str = "train"
+    val: str = "val"
+    val_images: int = 0
+    limit: int = 0
+    per_class: int = 0
+    balanced: bool = False
+    subset: Path | None = None
+    subset_seed: int = 0
+    difficult: Literal["drop", "keep", "parity"] = "drop"
+    unlabelled: Literal["same", "rest"] = "same"
+    flip: float = 0.5
+    crop: float = 0.0
+    jitter: float = 0.0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("val_images", "limit", "per_class", "workers"):
+            _require(getattr(self, name) >= 0, f"data: {name}", "at least 0", getattr(self, name))
+        for name in ("flip", "crop", "jitter"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"data: {name}", "a fraction in [0, 1]", value)
+        if self.train == self.val and not self.val_images and self.subset is None:
+            raise ConfigError(
+                "data: val",
+                f"another split than {self.train!r}",
+                "the same",
+                "Or set val_images, to set apart that many of its images.",
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The classifier to train.
+
+    Args:
+        arch: architecture; empty = that of an `ft.pt` given as `weights`, else smallnet.
+        weights: `none` (random), `default` (the architecture's published ones), or a file: a checkpoint of
+            ours (architecture, classes and preprocessing come from it) or a plain state dict.
+        head: classification head.
+        size: side of the input image; 0 = the architecture's.
+        target_layer: module path of the layer attention is taken from; empty = the architecture's.
+    """
+
+    arch: str = ""
+    weights: str = "none"
+    head: str = "linear"
+    size: int = 0
+    target_layer: str = ""
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """One objective of a stage and when it counts. In a recipe, its options stand beside these keys.
+
+    Args:
+        weight: factor of the objective in the loss.
+        ramp: (a, b): the weight rises linearly from 0 at step a to its full value at step b.
+        share: with shares, every step draws one of the objectives that have one, with probability in
+            proportion to share × pool size (the alternating regime); None = it counts at every step.
+        pool: whose images it is computed on.
+        options: of the objective itself.
+    """
+
+    weight: float = 1.0
+    ramp: tuple[int, int] | None = None
+    share: float | None = None
+    pool: Literal["labelled", "unlabelled"] = "labelled"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.ramp is not None:
+            _require(0 <= self.ramp[0] < self.ramp[1], "ramp", "steps 0 <= a < b", list(self.ramp))
+        _require(self.share is None or self.share > 0, "share", "above 0", self.share)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stretch of training. Its loss is the sum over objectives of weight(step) × term.
+
+    Args:
+        objectives: the objectives by name.
+        epochs: passes over the images of the first objective.
+        steps: number of steps instead of `epochs`; 0 = by `epochs`.
+        batch: images a step.
+        accumulate: parts a batch is split into to save memory; the gradient is that of the whole batch.
+        lr: learning rate (of the trunk, where `head_lr` is given); 0 = the trunk is not trained.
+        head_lr: learning rate of the head; None = `lr`; 0 = the head is not trained.
+        weight_decay: decoupled (AdamW); 0 = plain Adam.
+        schedule: `constant`, or `cosine` to zero.
+        warmup: steps over which the learning rate rises linearly.
+        clip: largest gradient norm; 0 = not clipped.
+        batch_norm: `train` (batch statistics), or `frozen` (running statistics, affine still trained).
+        amp: `bf16` runs the network under autocast; `off`.
+        channels_last: memory layout of network and images.
+        evaluate_every: steps between evaluations; 0 = once an epoch.
+        save_every: steps between saved training states; 0 = at every evaluation.
+        select: what chooses `ft.pt`: a metric (`auto` = mAP, or top1 for single-label data), or `last`.
+    """
+
+    objectives: dict[str, TermConfig]
+    epochs: float = 10.0
+    steps: int = 0
+    batch: int = 16
+    accumulate: int = 1
+    lr: float = 1e-4
+    head_lr: float | None = None
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = 0
+    clip: float = 0.0
+    batch_norm: Literal["train", "frozen"] = "train"
+    amp: Literal["off", "bf16"] = "off"
+    channels_last: bool = False
+    evaluate_every: int = 0
+    save_every: int = 0
+    select: Literal["auto", "mAP", "macro_f1", "top1", "last"] = "auto"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.objectives), "objectives", "at least one", "none")
+        _require(any(term.weight for term in self.objectives.values()), "weight", "one above 0", "only 0")
+        for name in ("batch", "accumulate"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("epochs", "steps", "lr", "weight_decay", "warmup", "clip"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in ("evaluate_every", "save_every"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        _require(self.head_lr is None or self.head_lr >= 0, "head_lr", "at least 0", self.head_lr)
+        _require(self.lr > 0 or bool(self.head_lr), "lr", "something to train", "lr = 0 for all parameters")
+        _require(
+            self.accumulate <= self.batch, "accumulate", f"at most batch = {self.batch}", self.accumulate
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A whole run.
+
+    Args:
+        stages: the stages by name, in order; each starts from the weights the one before it selected.
+        seed: of initialisation, order of images, augmentation and draws.
+        recipe: the name of what this was made from, for the record.
+    """
+
+    stages: dict[str, StageConfig]
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    seed: int = 0
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.stages), "stages", "at least one", "none")
+
+
+def recipes() -> dict[str, Path]:
+    """The packaged recipes: file by name."""
+    folder = Path(str(files("atcon"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_config(
+    recipe: str | Path | None = None,
+    *,
+    objectives: Iterable[str] = (),
+    settings: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> FinetuneConfig:
+    """The run a recipe and what was said beside it describe.
+
+    A recipe's `[train]` table holds what all its stages share; a stage's own table wins over it. What is
+    said beside the recipe wins over both: `train.lr=…` for every stage, `stages.NAME.lr=…` for one.
+
+    Args:
+        recipe: name of a packaged recipe, or a TOML file; None = `quickstart`, or with `objectives` one
+            stage of them.
+        objectives: objectives of a single stage, instead of the recipe's.
+        settings: `key=value` options.
+        overrides: tables that win over the recipe; `settings` win over them.
+
+    Raises:
+        ConfigError: for an unknown recipe, key or value.
+    """
+    names = tuple(objectives)
+    where, table = _recipe(recipe, bool(names))
+    said = merge(overrides or {}, parse_settings(settings))
+    if names:
+        stages = table.get("stages", {})
+        if len(stages) > 1:
+            raise ConfigError("--objective", "a recipe of one stage", f"stages {', '.join(stages)}")
+        stage, body = next(iter(stages.items())) if stages else ("finetune", {})
+        old = body.get("objectives", {})
+        table["stages"] = {stage: {**body, "objectives": {name: old.get(name, {}) for name in names}}}
+    return config_from_tables(table, said, where)
+
+
+def config_from_tables(table: Mapping[str, Any], said: Mapping[str, Any], where: object) -> FinetuneConfig:
+    """Bind recipe tables and the tables that win over them."""
+    said, table = dict(said), dict(table)
+    shared, forced = table.pop("train", {}), said.pop("train", {})
+    unknown = [name for name in said.get("stages", {}) if name not in table.get("stages", {})]
+    if unknown:
+        raise ConfigError(
+            f"stages.{unknown[0]}",
+            "a stage of the recipe",
+            f"{unknown[0]!r}",
+            nearest(unknown[0], table.get("stages", {})),
+        )
+    stages = {}
+    for name, body in table.get("stages", {}).items():
+        if not isinstance(body, Mapping):
+            raise ConfigError(f"{where}: stages.{name}", "a table", repr(body))
+        body = merge(merge(merge(shared, body), forced), said.get("stages", {}).get(name, {}))
+        terms = body.get("objectives", {})
+        if not isinstance(terms, Mapping):
+            raise ConfigError(f"{where}: stages.{name}.objectives", "a table an objective", repr(terms))
+        stages[name] = {**body, "objectives": {key: _term(term) for key, term in terms.items()}}
+    whole = {**merge(table, said), "stages": stages}
+    whole.setdefault("recipe", Path(str(where)).stem)
+    return bind(FinetuneConfig, whole, where)
+
+
+def _term(term: Any) -> Any:
+    """Options written beside weight, ramp, share and pool, gathered."""
+    if not isinstance(term, Mapping):
+        return term
+    own = ("weight", "ramp", "share", "pool", "options")
+    beside = {key: value for key, value in term.items() if key not in own}
+    return {
+        **{key: value for key, value in term.items() if key in own},
+        # a resolved config.toml has them gathered already
+        "options": merge(term.get("options", {}), beside),
+    }
+
+
+def _recipe(recipe: str | Path | None, objectives_given: bool) -> tuple[object, dict[str, Any]]:
+    if recipe is None and objectives_given:
+        return "objectives", {}
+    known = recipes()
+    name = str(recipe or "quickstart")
+    if name in known:
+        return name, read_toml(known[name])
+    path = Path(name)
+    if path.suffix == ".toml" or path.exists():
+        return path, read_toml(path)
+    raise ConfigError("--recipe", "a packaged recipe or a TOML file", repr(name), nearest(name, known))
