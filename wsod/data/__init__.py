@@ -1,0 +1,104 @@
+"""Data sets: images and their boxes, labels and masks, one reader a format, opened by a short spec.
+
+A spec is a name and, after a colon, its paths and options: `shapes`, `shapes:bias=0.9,seed=3`,
+`voc2012:/data/VOCdevkit`, `coco:IMAGES,ANNOTATIONS.json`, `wsol:METADATA_DIR,IMAGES`, `folder:DIR`. A root
+that is left out, or a path that is relative and not here, is looked for in `$WSOD_DATA`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+import typing
+from pathlib import Path
+from typing import Any
+
+from wsod.config import bind
+from wsod.data.dataset import Dataset, read_image
+from wsod.data.shapes import Shapes
+from wsod.data.voc import Voc2007, Voc2012
+from wsod.errors import ConfigError
+from wsod.registry import Registry, nearest
+
+__all__ = ["DATASETS", "Dataset", "open_dataset", "read_image"]
+
+DATASETS: Registry[type[Dataset]] = Registry(
+    "data set", {kind.name: kind for kind in (Shapes, Voc2007, Voc2012)}
+)
+
+
+def open_dataset(spec: str, split: str | None = None) -> Dataset:
+    """The data set a spec names.
+
+    Args:
+        spec: `NAME[:PATH,…][,option=value,…]`.
+        split: one of its splits; None = the one it is usually evaluated on.
+
+    Raises:
+        ConfigError: for an unknown name, option or split, or a path that is not there.
+        DataError: naming the file, where the data set's own lists cannot be read.
+
+    >>> open_dataset("shapes:seed=3,count=10", "train").ids[0]
+    'train_00000'
+    """
+    name, _, rest = spec.partition(":")
+    if name not in DATASETS:
+        raise ConfigError(spec or "the data spec", "a known data set", repr(name), nearest(name, DATASETS))
+    kind = DATASETS[name]
+    table = _options(kind, spec, rest)
+    if split is not None:
+        table["split"] = split
+    dataset = bind(kind, table, spec)
+    dataset.spec = spec
+    return dataset
+
+
+def _options(kind: type[Dataset], spec: str, rest: str) -> dict[str, Any]:
+    """Positional paths and `key=value` options of a spec as a table for `bind`."""
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    table: dict[str, Any] = {}
+    positional = list(kind.paths)
+    for part in (part.strip() for part in rest.split(",") if part.strip()):
+        option = re.fullmatch(r"([a-z_]+)=(.*)", part)
+        if option is None:
+            if not positional:
+                raise ConfigError(spec, kind.usage, f"{part!r}")
+            table[positional.pop(0)] = part
+        elif option[1] not in fields:
+            raise ConfigError(spec, "a known option", repr(option[1]), nearest(option[1], list(fields)))
+        else:
+            table[option[1]] = option[2]
+    for key, value in table.items():
+        if Path in (hints[key], *typing.get_args(hints[key])):
+            table[key] = _located(value, spec)
+        elif str not in (hints[key], *typing.get_args(hints[key])):
+            table[key] = _value(value)
+    for key in kind.paths:
+        needed = fields[key].default is dataclasses.MISSING
+        if needed and key not in table:
+            root = os.environ.get("WSOD_DATA")
+            if root is None or len(kind.paths) > 1:
+                raise ConfigError(spec, kind.usage, f"no {key}", "A root may also come from $WSOD_DATA.")
+            table[key] = Path(root)
+    return table
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or the word itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _located(text: str, spec: str) -> Path:
+    """The path, or where it is relative and not here, the same under $WSOD_DATA."""
+    path, root = Path(text).expanduser(), os.environ.get("WSOD_DATA")
+    if root and not path.is_absolute() and not path.exists():
+        path = Path(root) / path
+    if not path.exists():
+        raise ConfigError(spec, "a path that exists", str(path))
+    return path

@@ -1,0 +1,182 @@
+"""What every data set offers: annotations by index, pixels when asked, splits and classes."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from wsod.errors import ConfigError, DataError
+from wsod.registry import nearest
+from wsod.types import Sample
+
+__all__ = ["MAX_PIXELS", "Dataset", "image_size", "read_image", "read_labels", "read_lines"]
+
+MAX_PIXELS = 100_000_000
+"""Images above this are refused before they are decoded: a small file can claim any size."""
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class Dataset(ABC):
+    """Images and their annotations: indexed in a stable order, picklable, nothing decoded before it is asked.
+
+    Concrete data sets are dataclasses whose fields are the options of their spec.
+
+    Attributes:
+        spec: the text it was opened with.
+        split: the name of the split it holds.
+        classes: class names in label order.
+        ids: image ids, unique, in the order of the indices.
+        splits: names of all its splits.
+        task: `multilabel` where an image may show several classes.
+    """
+
+    name: ClassVar[str]
+    usage: ClassVar[str]
+    default_split: ClassVar[str] = "all"
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Fields given by position in a spec."""
+
+    spec: str
+    split: str
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    task: Literal["multiclass", "multilabel"]
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Annotations of one image.
+
+        Raises:
+            DataError: naming the faulty file.
+        """
+
+    def image(self, index: int) -> Image.Image:
+        """The pixels of one image, RGB, as stored: annotations are in stored pixels, EXIF turns nothing.
+
+        Raises:
+            DataError: where the file is missing or damaged, or its size is not the sample's.
+        """
+        sample = self[index]
+        if sample.image_path is None:
+            raise DataError(sample.image_id, "an image file", "annotations alone", "This data has no images.")
+        return read_image(sample.image_path, sample.size)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def _at(self, index: int) -> int:
+        """The index checked, negative ones counted from the end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.spec or self.name}: image {index} of {len(self)}")
+        return index % len(self)
+
+    def _known_split(self, split: str | None) -> str:
+        """The split asked for, or the usual one, if there is such a split."""
+        if split is None:
+            return self.default_split if self.default_split in self.splits else self.splits[0]
+        if split not in self.splits:
+            hint = nearest(split, list(self.splits))
+            raise ConfigError(f"{self.spec or self.name}: split", "a known split", repr(split), hint)
+        return split
+
+
+def _open(path: Path) -> Image.Image:
+    """The file opened and its size checked, nothing decoded."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 89 million pixels on; the limit below is the one that counts
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except FileNotFoundError:
+        raise DataError(path, "an image file", "no such file") from None
+    except _UNREADABLE as error:
+        raise DataError(path, "a readable image", error) from error
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}x{image.height}"
+        image.close()
+        raise DataError(path, f"at most {MAX_PIXELS} pixels", size, "Scale the image down first.")
+    return image
+
+
+def _decode(image: Image.Image, path: Path) -> None:
+    try:
+        image.load()
+    except _UNREADABLE as error:
+        raise DataError(path, "a whole image", error, "The file is truncated or damaged.") from error
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None, *, exif: bool = False) -> Image.Image:
+    """An image file as RGB.
+
+    Args:
+        path: any format Pillow reads.
+        size: the (height, width) it must have.
+        exif: turn the image upright as its EXIF orientation says. For photos without annotations only:
+            VOC's, COCO's and the WSOL benchmark's coordinates are in stored pixels.
+
+    Raises:
+        DataError: naming the file, where it is missing, truncated, no image, too large or of another size.
+    """
+    with _open(path) as image:
+        if size is not None and not exif and (image.height, image.width) != tuple(size):
+            raise DataError(
+                path, f"an image of {size[1]}x{size[0]} as annotated", f"{image.width}x{image.height}"
+            )
+        _decode(image, path)
+        if image.mode.startswith(("I", "F")):
+            raise DataError(path, "8 bits a channel", f"mode {image.mode}", "Convert it to 8 bits first.")
+        upright = ImageOps.exif_transpose(image) if exif else image
+        if "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        rgb = upright.convert("RGB")
+    if size is not None and (rgb.height, rgb.width) != tuple(size):
+        raise DataError(path, f"an image of {size[1]}x{size[0]} as annotated", f"{rgb.width}x{rgb.height}")
+    return rgb
+
+
+def image_size(path: Path, *, exif: bool = False) -> tuple[int, int]:
+    """(height, width) from the file's header."""
+    with _open(path) as image:
+        turned = exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(height, width) values of a mask file: palette indices or grey levels.
+
+    Raises:
+        DataError: naming the file, where it is missing, damaged, coloured or of another size.
+    """
+    with _open(path) as image:
+        if (image.height, image.width) != tuple(size):
+            raise DataError(path, f"a mask of {size[1]}x{size[0]}", f"{image.width}x{image.height}")
+        _decode(image, path)
+        if image.mode not in ("P", "L", "1"):
+            raise DataError(path, "a mask with palette or grey levels", f"mode {image.mode}")
+        return np.array(image, np.uint8)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The non-empty lines of a text file, stripped.
+
+    Raises:
+        DataError: naming the file, where it cannot be read.
+    """
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise DataError(path, "a text file", "no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, "a readable text file", error) from error
