@@ -1,0 +1,249 @@
+"""The command line: thin. Every command imports what it needs when it runs, so `--help` is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsod import __version__
+from wsod.report.console import Group, console, progress_bar, warn
+
+__all__ = ["main"]
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(path_type=Path)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="wsod")
+def main() -> None:
+    """Attention maps of image classifiers, turned into masks and boxes and scored against the truth."""
+
+
+def _shared(function: Any) -> Any:
+    """The options of `evaluate` and `maps`."""
+    for option in reversed(
+        [
+            click.option(
+                "--maps",
+                "maps",
+                multiple=True,
+                required=True,
+                metavar="NAME|DIR",
+                help="Map method, or a folder of maps. Repeat it: a row each.",
+            ),
+            click.option(
+                "--checkpoint",
+                type=FILE,
+                help="ft.pt of `atcon finetune`, or a plain state dict (with --arch).",
+            ),
+            click.option(
+                "--arch",
+                help="Architecture of a plain state dict: a torchvision name, timm:NAME, module:factory.",
+            ),
+            click.option(
+                "--target-layer", metavar="PATH", help="Module whose output is mapped, such as layer3.1."
+            ),
+            click.option(
+                "--data",
+                default="shapes",
+                show_default=True,
+                metavar="SPEC",
+                help="shapes, voc2007:ROOT, voc2012:ROOT, coco:IMAGES,FILE.json, "
+                "wsol:METADATA[,IMAGES], folder:DIR.",
+            ),
+            click.option("--split", help="Split of the data set; its usual evaluation split if not given."),
+            click.option(
+                "--labels",
+                type=click.Choice(["truth", "predicted", "topk"]),
+                default="truth",
+                show_default=True,
+                help="Classes whose maps are made.",
+            ),
+            click.option("--limit", type=click.IntRange(min=0), default=0, help="First N images only."),
+            click.option(
+                "--on-error",
+                type=click.Choice(["fail", "skip"]),
+                default="fail",
+                show_default=True,
+                help="At a faulty image: stop, or go on and list it.",
+            ),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."),
+            click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
+            click.option(
+                "--threads",
+                type=click.IntRange(min=1),
+                default=2,
+                show_default=True,
+                help="Image decoding threads.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+@main.command()
+@_shared
+@click.option(
+    "--config",
+    default="default",
+    show_default=True,
+    metavar="NAME|FILE.toml",
+    help="Evaluation protocol; see `wsod list protocols`.",
+)
+@click.option("--metrics", multiple=True, metavar="NAME", help="Only these metrics. Repeat it for several.")
+@click.option("--out", type=FOLDER, help="Write result.json and cases.jsonl there.")
+@click.option("--save-maps", is_flag=True, help="Keep the maps under OUT/maps.")
+@click.option(
+    "--save-overlays",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Pictures of the first N cases under OUT/overlays.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap intervals.")
+def evaluate(maps: tuple[str, ...], out: Path | None, **options: Any) -> None:
+    """Make attention maps (or read them), score them by a protocol, print the table.
+
+    \b
+    wsod evaluate --maps gradcam --checkpoint ft.pt
+    wsod evaluate --maps gradcam --maps center --checkpoint ft.pt --data voc2012:VOCdevkit --out runs/a
+    """
+    from wsod.evaluate import evaluate as run
+    from wsod.report.tables import print_results
+
+    with progress_bar("evaluating") as progress:
+        result = run(maps, out=out, progress=progress, **options)
+    print_results(console(), {"": result})
+    if out is not None:
+        console().print(f"written: {out}/result.json", markup=False)
+        if options["save_overlays"]:
+            console().print(f"pictures: {out}/overlays", markup=False)
+
+
+@main.command("maps")
+@_shared
+@click.option("--out", type=FOLDER, required=True, help="Each method's maps go to OUT/METHOD.")
+def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
+    """Compute and store attention maps only. Run again, it goes on where it stopped."""
+    from wsod.evaluate import compute_maps
+
+    with progress_bar("computing maps") as progress:
+        computed, faults = compute_maps(maps, out, progress=progress, **options)
+    for fault in faults:
+        warn(str(fault.error))
+    console().print(
+        f"maps of {computed} images written to {out} ({len(faults)} skipped); score them with: "
+        f"wsod evaluate --maps {out}/{maps[0]} --data {options['data']}",
+        markup=False,
+    )
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=FILE)
+def table(runs: tuple[Path, ...]) -> None:
+    """Print the results of earlier runs as one table."""
+    from wsod.report.tables import print_results
+    from wsod.results import Result
+
+    print_results(console(), {str(run): Result.load(run) for run in runs})
+
+
+@main.command("list")
+@click.argument(
+    "kind",
+    type=click.Choice(["maps", "metrics", "data", "protocols", "architectures", "heads"]),
+    required=False,
+)
+def list_command(kind: str | None) -> None:
+    """Show what there is: maps, metrics, data, protocols, architectures, heads."""
+    from wsod.report.listing import LISTINGS
+
+    for name in [kind] if kind else LISTINGS:
+        console().print(LISTINGS[name]())
+
+
+@main.group(cls=Group)
+def data() -> None:
+    """Data sets: check, export, download."""
+
+
+@data.command("check")
+@click.argument("spec")
+@click.option("--split", help="Split of the data set; its usual evaluation split if not given.")
+@click.option("--pixels/--no-pixels", default=True, show_default=True, help="Decode every image too.")
+def check_command(spec: str, split: str | None, pixels: bool) -> None:
+    """Read everything once; report counts, classes and every fault found (exit code 1 where there is one)."""
+    from wsod.data import open_dataset
+    from wsod.data.check import check
+    from wsod.report.listing import check_table
+
+    dataset = open_dataset(spec, split)
+    with progress_bar(f"checking {spec}") as progress:
+        report = check(dataset, pixels=pixels, progress=progress)
+    console().print(check_table(dataset, report))
+    for fault in report.faults:
+        warn(fault)
+    if report.faults:
+        raise SystemExit(1)
+
+
+@data.command("export")
+@click.argument("spec")
+@click.argument("directory", type=FOLDER)
+@click.option("--format", "format_", type=click.Choice(["voc", "coco"]), default="voc", show_default=True)
+def export_command(spec: str, directory: Path, format_: str) -> None:
+    """Write a data set as ordinary files."""
+    from wsod.data.export import export
+
+    with progress_bar(f"exporting {spec}") as progress:
+        spec_out = export(spec, format_, directory, progress=progress)
+    console().print(f"written: {directory}; read it back as --data {spec_out}", markup=False)
+
+
+@data.command("download")
+@click.argument("name", type=click.Choice(["voc2007", "voc2012"]))
+@click.argument("root", type=FOLDER, required=False)
+def download_command(name: str, root: Path | None) -> None:
+    """Download a data set (torchvision's own download) to ROOT, by default $WSOD_DATA."""
+    from wsod.data.download import download
+
+    console().print(f"ready: --data {download(name, root)}", markup=False)
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=FILE)
+@click.option(
+    "--rule",
+    type=click.Choice(["max", "mean_std", "otsu", "percentile", "absolute"]),
+    default="max",
+    show_default=True,
+    help="What the threshold is a fraction of.",
+)
+@click.option("--threshold", type=float, help="Threshold of the rule; each rule has its default.")
+@click.option("--components", type=click.Choice(["all", "largest"]), default="all", show_default=True)
+@click.option("--min-area", type=float, default=0.0, help="Smallest component kept, in pixels.")
+@click.option("--size", type=(int, int), metavar="HEIGHT WIDTH", help="Resize the map to the image first.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json", "coco", "voc"]),
+    default="table",
+    show_default=True,
+)
+def boxes(paths: tuple[Path, ...], format_: str, **options: Any) -> None:
+    """Turn heatmap files (.npy, .npz, PNG) into boxes."""
+    from wsod.report.boxes import boxes_of_files, format_boxes
+
+    found = boxes_of_files(paths, **options)
+    if format_ == "table":
+        console().print(format_boxes(found, format_))
+    else:
+        click.echo(format_boxes(found, format_))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Images → attention maps: decoding ahead of the forward passes, all methods of a batch at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from wsod.data.dataset import Dataset
+from wsod.errors import ConfigError, WsodError
+from wsod.types import AttentionMaps, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from wsod.maps import MapMethod
+    from wsod.models import Classifier
+
+__all__ = ["Fault", "LabelRule", "class_columns", "iterate_maps"]
+
+LabelRule = Literal["truth", "predicted", "topk"]
+TOP = 5
+RANKING_DEPTH = 10
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An image that could not be read or mapped, and why."""
+
+    image: str
+    error: WsodError
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    sample: Sample
+    tensor: torch.Tensor
+    region: tuple[float, float, float, float] | None
+
+
+def class_columns(model_classes: Sequence[str], data_classes: Sequence[str]) -> np.ndarray[Any, Any]:
+    """(C,) the classifier's output for each class of the data set, matched by name.
+
+    Where the data set has only numbers for names (the WSOL lists), a class's number is its output.
+
+    Raises:
+        ConfigError: where a class of the data set is not among the classifier's.
+    """
+    place = {name: i for i, name in enumerate(model_classes)}
+    if all(name in place for name in data_classes):
+        return np.array([place[name] for name in data_classes], np.int64)
+    numbered = all(name.isdigit() for name in data_classes)
+    if numbered and max(map(int, data_classes)) < len(model_classes):
+        return np.array([int(name) for name in data_classes], np.int64)
+    missing = [name for name in data_classes if name not in place]
+    raise ConfigError(
+        "--checkpoint",
+        f"a classifier of the data set's {len(data_classes)} classes",
+        f"{len(model_classes)} classes, without {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
+        "Train one on it with `atcon finetune --data SPEC`.",
+    )
+
+
+def _ahead(work: Callable[[int], Any], items: Iterable[int], threads: int, depth: int) -> Iterator[Any]:
+    """`map(work, items)` in order, computed by threads at most `depth` items ahead."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        queue: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                queue.append(pool.submit(work, item))
+                if len(queue) > depth:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+def iterate_maps(
+    dataset: Dataset,
+    indices: Sequence[int],
+    methods: Mapping[str, MapMethod],
+    classifier: Classifier | None,
+    *,
+    labels: LabelRule = "truth",
+    device: str = "cpu",
+    batch_size: int = 16,
+    threads: int = 2,
+) -> Iterator[tuple[Sample, dict[str, AttentionMaps]] | Fault]:
+    """Every image's maps by every method, in the order of `indices`; a Fault for an image that fails.
+
+    One forward pass of a batch serves all methods and all labels of its images. Without methods that need
+    a classifier no image is decoded.
+    """
+    tape_methods = {name: method for name, method in methods.items() if "nothing" not in method.needs}
+    if not tape_methods:
+        for index in indices:
+            try:
+                sample = dataset[index]
+            except WsodError as error:
+                yield Fault(dataset.ids[index], error)
+            else:
+                yield sample, _controls(methods, sample, np.array(sample.classes, np.int64))
+        return
+    if classifier is None:
+        raise ConfigError(
+            "--maps",
+            f"a checkpoint for {', '.join(tape_methods)}",
+            "none",
+            "Pass --checkpoint FILE (or --arch NAME).",
+        )
+    columns = class_columns(classifier.classes, dataset.classes)
+    preprocess = classifier.preprocess
+
+    def load(index: int) -> _Loaded | Fault:
+        try:
+            sample = dataset[index]
+            tensor, region = preprocess(dataset.image(index))
+        except WsodError as error:
+            return Fault(dataset.ids[index], error)
+        return _Loaded(sample, tensor, region)
+
+    loaded = _ahead(load, indices, threads, depth=2 * batch_size)
+    for group in _batches(loaded, batch_size):
+        if isinstance(group, Fault):
+            yield group
+        else:
+            yield from _batch_maps(classifier, group, methods, tape_methods, columns, labels, device)
+
+
+def _batches(loaded: Iterator[_Loaded | Fault], batch_size: int) -> Iterator[list[_Loaded] | Fault]:
+    """Runs of images of one tensor shape, at most `batch_size` long; order is kept."""
+    number = iter(range(1 << 62))
+
+    def shape(item: _Loaded | Fault) -> object:
+        return next(number) if isinstance(item, Fault) else tuple(item.tensor.shape)
+
+    for _, run in groupby(loaded, shape):
+        batch: list[_Loaded] = []
+        for item in run:
+            if isinstance(item, Fault):
+                yield item
+                continue
+            batch.append(item)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _batch_maps(
+    classifier: Classifier,
+    batch: list[_Loaded],
+    methods: Mapping[str, MapMethod],
+    tape_methods: Mapping[str, MapMethod],
+    columns: np.ndarray[Any, Any],
+    rule: LabelRule,
+    device: str,
+) -> Iterator[tuple[Sample, dict[str, AttentionMaps]] | Fault]:
+    import torch
+
+    from wsod.maps import Tape
+
+    images = torch.stack([item.tensor for item in batch]).to(device, non_blocking=True)
+    needs = frozenset().union(*(method.needs for method in tape_methods.values()))
+    tape = Tape(classifier, images, needs=needs)
+    scores = tape.logits.detach().float().cpu().numpy()
+    chosen = [_labels(rule, item.sample, row[columns]) for item, row in zip(batch, scores, strict=True)]
+    rows = [row for row, some in enumerate(chosen) for _ in some]
+    flat = [columns[label] for some in chosen for label in some]
+    cases = torch.tensor(np.array([rows, flat], np.int64).T, device=device)
+    stacks = {}
+    if len(cases):
+        for name, method in tape_methods.items():
+            stacks[name] = method(tape, cases).detach().float().cpu().numpy()
+    backward = np.full(scores.shape[1], -1, np.int64)
+    backward[columns] = np.arange(len(columns))
+    start = 0
+    for item, some, row in zip(batch, chosen, scores, strict=True):
+        stop = start + len(some)
+        ranking = backward[np.argsort(-row, kind="stable")[:RANKING_DEPTH]]
+        try:
+            maps = _controls(methods, item.sample, some)
+            for name, stack in stacks.items():
+                maps[name] = AttentionMaps(
+                    item.sample.image_id, item.sample.size, some, stack[start:stop], ranking, item.region
+                )
+            yield item.sample, {name: maps[name] for name in methods if name in maps}
+        except WsodError as error:
+            yield Fault(item.sample.image_id, error)
+        start = stop
+
+
+def _labels(rule: LabelRule, sample: Sample, scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if rule == "truth":
+        return np.array(sample.classes, np.int64)
+    return np.argsort(-scores, kind="stable")[: 1 if rule == "predicted" else TOP]
+
+
+def _controls(
+    methods: Mapping[str, MapMethod], sample: Sample, labels: np.ndarray[Any, Any]
+) -> dict[str, AttentionMaps]:
+    """Maps that need neither classifier nor pixels: one a size, the same for every label."""
+    maps = {}
+    for name, method in methods.items():
+        if "nothing" in method.needs and len(labels):
+            one = method.control(sample.size)
+            values = np.broadcast_to(one, (len(labels), *one.shape))
+            maps[name] = AttentionMaps(sample.image_id, sample.size, labels, values)
+    return maps

@@ -1,0 +1,81 @@
+"""What both command lines share: errors as one red line, progress bars, the consoles."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from wsod.errors import WsodError
+
+__all__ = ["Group", "console", "fail", "progress_bar", "warn"]
+
+
+def console() -> Console:
+    """For results: standard output, as wide as the terminal (wide where it is piped, so nothing wraps)."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """One red line on standard error."""
+    _stderr().print(f"[red]{escape(message)}[/red]")
+
+
+def warn(message: str) -> None:
+    """One yellow line on standard error."""
+    _stderr().print(f"[yellow]{escape(message)}[/yellow]")
+
+
+class Group(click.Group):
+    """A command group whose bad input ends in one red line and exit code 1, and whose typos are answered."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WsodError as error:
+            fail(" ".join(str(error).split()))
+            ctx.exit(1)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from difflib import get_close_matches
+
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            close = get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            ctx.fail(f"No such command '{args[0]}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; call the yielded function with (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(escape(description), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,114 @@
+"""Pictures of cases: the image, its map, the mask at the run's threshold, predicted and true boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from wsod.boxes.convert import heatmap_to_boxes
+from wsod.scoremaps import MapProcessing
+from wsod.types import AttentionMaps, Sample
+
+__all__ = ["overlay", "save_overlays"]
+
+TRUTH, CLAIM = (0, 230, 118), (255, 64, 129)
+PANEL = 320  # pixels: the longer side of a panel
+MARGIN, HEAD = 8, 26
+
+
+def _heat(image: NDArray[np.uint8], scores: NDArray[np.float64]) -> NDArray[np.uint8]:
+    colours = colormaps["inferno"](scores)[..., :3] * 255
+    weight = 0.35 + 0.4 * scores[..., None]
+    return np.asarray(image * (1 - weight) + colours * weight, np.uint8)
+
+
+def _masked(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    grey = np.repeat(image.mean(2, keepdims=True) * 0.35, 3, 2)
+    return np.asarray(np.where(mask[..., None], image, grey), np.uint8)
+
+
+def _draw_boxes(
+    panel: Image.Image, boxes: NDArray[np.float64], colour: tuple[int, int, int], scale: float
+) -> None:
+    draw = ImageDraw.Draw(panel)
+    for x0, y0, x1, y1 in boxes * scale:
+        draw.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=colour, width=2)
+
+
+def overlay(
+    image: Image.Image,
+    scores: NDArray[np.float64],
+    truth: NDArray[np.float64],
+    *,
+    threshold: float,
+    title: str = "",
+) -> Image.Image:
+    """Four panels side by side: image with true boxes, map, mask, predicted (pink) on true (green) boxes.
+
+    Args:
+        image: the picture, RGB.
+        scores: (height, width) score map in [0, 1], of the image's size.
+        truth: (N, 4) true boxes.
+        threshold: mask and boxes are the pixels above this score.
+        title: printed above.
+    """
+    pixels = np.asarray(image.convert("RGB"))
+    mask = scores > threshold
+    claims = (
+        heatmap_to_boxes(scores, threshold=threshold, rule="absolute")[0] if mask.any() else np.zeros((0, 4))
+    )
+    scale = PANEL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    pictures = (pixels, _heat(pixels, scores), _masked(pixels, mask), pixels)
+    panels = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in pictures]
+    _draw_boxes(panels[0], truth, TRUTH, scale)
+    _draw_boxes(panels[3], truth, TRUTH, scale)
+    _draw_boxes(panels[3], claims, CLAIM, scale)
+    sheet = Image.new("RGB", (MARGIN + 4 * (size[0] + MARGIN), HEAD + size[1] + MARGIN), "white")
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (MARGIN + i * (size[0] + MARGIN), HEAD))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, 6), title, fill="black", font=ImageFont.load_default(13))
+    return sheet
+
+
+def save_overlays(
+    folder: Path,
+    items: Iterable[tuple[Sample, Image.Image, Mapping[str, AttentionMaps]]],
+    thresholds: Mapping[str, float],
+    processing: MapProcessing,
+    classes: Sequence[str],
+    limit: int,
+) -> list[Path]:
+    """Write FOLDER/METHOD/IMAGE_CLASS.png for the first `limit` cases of each method; returns the paths."""
+    drawn: dict[str, int] = {}
+    paths = []
+    # pictures are of the image, whatever frame the protocol scores in
+    shown = MapProcessing(resize=processing.resize, normalise=_drawable(processing), order=processing.order)
+    for sample, image, maps in items:
+        for name, one in maps.items():
+            for k, label in enumerate(one.labels):
+                if drawn.get(name, 0) >= limit:
+                    continue
+                drawn[name] = drawn.get(name, 0) + 1
+                scores = shown.score(one, k).scores
+                title = f"{classes[label]} — {name}, threshold {thresholds[name]:.2f}  ({sample.image_id})"
+                picture = overlay(
+                    image, scores, sample.boxes_of(int(label)), threshold=thresholds[name], title=title
+                )
+                stem = f"{sample.image_id}_{classes[label]}".replace("/", "_")
+                path = folder / name.replace("/", "_") / f"{stem}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+                paths.append(path)
+    return paths
+
+
+def _drawable(processing: MapProcessing) -> Any:
+    return "minmax" if processing.normalise == "none" else processing.normalise

@@ -1,0 +1,160 @@
+"""A run on disk: result.json (scores, configuration, provenance) and cases.jsonl (a line a case)."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsod.config import write_text
+from wsod.errors import DataError
+from wsod.types import Score
+
+__all__ = ["Case", "Result", "Row", "provenance", "score_fields"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One (image, label) of one row, with each metric's own score of it."""
+
+    maps: str
+    image: str
+    label: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one kind of maps.
+
+    Args:
+        maps: the map method's name, or the folder the maps were read from.
+        supervision: everything those maps and scores were made with, beyond images.
+        scores: by metric, the fields of `score_fields`.
+    """
+
+    maps: str
+    supervision: tuple[str, ...]
+    scores: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """All rows of a run, with what is needed to make them again."""
+
+    config: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    skipped: tuple[Mapping[str, str], ...] = ()
+    cases: tuple[Case, ...] = field(default=(), repr=False)
+
+    def save(self, directory: Path) -> None:
+        """Write result.json and cases.jsonl, each whole or not at all; result.json last."""
+        directory.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(_jsonable(vars(case)), ensure_ascii=False) + "\n" for case in self.cases)
+        write_text(directory / "cases.jsonl", "".join(lines))
+        table = {"schema": SCHEMA, **{name: getattr(self, name) for name in ("config", "provenance")}}
+        table["rows"] = [vars(row) for row in self.rows]
+        table["skipped"] = list(self.skipped)
+        write_text(
+            directory / "result.json", json.dumps(_jsonable(table), ensure_ascii=False, indent=1) + "\n"
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> Result:
+        """Read a run back.
+
+        Raises:
+            DataError: naming the file, where it is missing, broken or of another schema.
+        """
+        path = directory / "result.json" if directory.is_dir() else directory
+        try:
+            table = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(path, "a result.json written by `wsod evaluate --out`", error) from error
+        if not isinstance(table, dict) or table.get("schema") != SCHEMA:
+            got = table.get("schema") if isinstance(table, dict) else type(table).__name__
+            raise DataError(path, f"schema {SCHEMA}", repr(got))
+        rows = tuple(Row(row["maps"], tuple(row["supervision"]), row["scores"]) for row in table["rows"])
+        cases_path = path.parent / "cases.jsonl"
+        cases = []
+        if cases_path.exists():
+            cases = [Case(**json.loads(line)) for line in cases_path.read_text("utf-8").splitlines()]
+        return cls(table["config"], table["provenance"], rows, tuple(table["skipped"]), tuple(cases))
+
+
+def score_fields(
+    score: Score, classes: Iterable[str], interval: tuple[float, float] | None
+) -> dict[str, Any]:
+    """A Score as the fields of result.json; classes by name."""
+    names = list(classes)
+    per_class = None
+    if score.per_class is not None:
+        per_class = {names[label]: value for label, value in score.per_class.items()}
+    return {
+        "value": score.value,
+        **score.extra,
+        "interval": interval,
+        "count": score.count,
+        "skipped": score.skipped,
+        "best_threshold": score.best_threshold,
+        "per_class": per_class,
+        "thresholds": score.thresholds,
+        "curve": score.curve,
+    }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("wsod-atcon", "torch", "torchvision", "numpy", "numba", "scikit-image", "pycocotools"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@cache
+def _git() -> str | None:
+    """Commit of the checkout this code runs from, with + where it was changed; None outside one."""
+    here = Path(__file__).parents[1]
+    if not (here / ".git").exists():
+        return None
+    call = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude", "*"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def provenance(**known: Any) -> dict[str, Any]:
+    """Versions, commit and command line, with whatever else is known (seed, device, weight hash)."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"versions": _versions(), "git": _git(), "command": command, **known}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Path):
+        return str(value)
+    # JSON has no NaN: a score of nothing is null
+    return None if isinstance(value, float) and not math.isfinite(value) else value

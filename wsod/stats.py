@@ -1,0 +1,71 @@
+"""Intervals for scores: a percentile bootstrap over images."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["bootstrap_interval", "mean_of"]
+
+Average = Literal["cases", "classes"]
+
+
+def mean_of(sums: NDArray[np.float64], counts: NDArray[np.float64], average: Average) -> NDArray[np.float64]:
+    """(..., C) sums and counts by class → the mean over cases, or over the classes seen of their means."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if average == "cases":
+            mean: NDArray[np.float64] = sums.sum(-1) / counts.sum(-1)
+        else:
+            seen = counts > 0
+            mean = np.where(seen, sums / counts, 0.0).sum(-1) / seen.sum(-1)
+    return mean
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    images: ArrayLike,
+    labels: ArrayLike,
+    *,
+    average: Average = "cases",
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Percentile interval of a mean of case scores, images resampled with replacement.
+
+    Cases of one image are not independent, hence images are drawn, not cases. A threshold chosen on the
+    same data is held fixed: the interval says nothing of that choice.
+
+    Args:
+        values: (N,) score of each case.
+        images: (N,) index of the image of each case.
+        labels: (N,) class of each case, used by `average="classes"`.
+        average: how the score is made from its cases.
+
+    Returns:
+        (low, high), or None with fewer than two images.
+    """
+    scores = np.asarray(values, np.float64)
+    _, rows = np.unique(np.asarray(images), return_inverse=True)
+    _, columns = np.unique(np.asarray(labels), return_inverse=True)
+    if average == "cases":
+        columns = np.zeros_like(columns)
+    n = int(rows.max(initial=-1)) + 1
+    if n < 2:
+        return None
+    shape = (n, int(columns.max()) + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (rows, columns), scores)
+    np.add.at(counts, (rows, columns), 1.0)
+    generator = np.random.default_rng(seed)
+    means = []
+    chunk = max(1, min(resamples, 20_000_000 // n))  # bounds memory at about 160 MB
+    for start in range(0, resamples, chunk):
+        rounds = min(chunk, resamples - start)
+        weights = generator.multinomial(n, np.full(n, 1.0 / n), size=rounds).astype(np.float64)
+        means.append(mean_of(weights @ sums, weights @ counts, average))
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.nanpercentile(np.concatenate(means), [tail, 100.0 - tail])
+    return float(low), float(high)
