@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from wsod.boxes.convert import heatmap_to_boxes, heatmap_to_mask
 from wsod.boxes.iou import iou
 
-__all__ = ["heatmap_to_boxes", "heatmap_to_mask", "iou"]
+if TYPE_CHECKING:
+    from wsod.boxes.sweep import ThresholdSweep, threshold_sweep
+
+__all__ = ["ThresholdSweep", "heatmap_to_boxes", "heatmap_to_mask", "iou", "threshold_sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ThresholdSweep", "threshold_sweep"):
+        # numba takes half a second to import; a mask or a box at one threshold does without
+        from wsod.boxes import sweep
+
+        return getattr(sweep, name)
+    raise AttributeError(f"module 'wsod.boxes' has no attribute {name!r}")

@@ -37,7 +37,7 @@ def heatmap_to_mask(
         heatmap: (H, W) or (N, H, W) values of any scale: numpy, torch (any device), PIL, lists.
         threshold: meaning and default depend on `rule`.
         rule: `max`: that fraction of the maximum of the map shifted to a minimum of 0 (default 0.2);
-            `mean_std`: mean + threshold · standard deviation (default 1); `otsu`: Otsu's threshold (1979), 256
+            `mean_std`: mean + threshold · standard deviation (default 1); `otsu`: Otsu (1979), 256
             bins (takes none); `percentile`: that percentile of the map (default 80);
             `absolute`: that value (default 0.5). All but `absolute` ignore the map's scale and offset.
         size: (height, width) the map is first resized to (bilinear, pixel centres); None = as it is.
