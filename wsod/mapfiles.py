@@ -10,6 +10,7 @@ import io
 import pickle
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,27 +78,32 @@ def read_maps(path: Path, sample: Sample, classes: int) -> AttentionMaps:
     Raises:
         MapError: naming the file.
     """
-    try:
-        content = np.load(path, allow_pickle=False)
-    except ValueError:
-        content = _unpickle(path)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise MapError(path, "a NumPy .npy or .npz file", error) from error
-    if isinstance(content, dict):
-        return _from_dictionary(path, content, sample)
+    content = _load(path)
     if isinstance(content, np.ndarray):
         return _from_array(path, content, sample, classes)
+    if "values" not in content:
+        return _from_dictionary(path, content, sample)
     try:
-        with content:
-            arrays = {name: content[name] for name in content.files}
-        region = tuple(arrays["region"].tolist()) if "region" in arrays else None
-        size = tuple(arrays["size"].tolist())
-        maps = _checked(path, sample.image_id, size, arrays["labels"], arrays["values"])
-        return AttentionMaps(
-            maps.image_id, maps.size, maps.labels, maps.values, arrays.get("ranking"), region
-        )
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise MapError(path, "arrays labels, values and size", error, "Written by `wsod maps`?") from error
+        region = tuple(content["region"].tolist()) if "region" in content else None
+        maps = _checked(path, sample.image_id, content["size"].tolist(), content["labels"], content["values"])
+        return replace(maps, ranking=content.get("ranking"), region=region)
+    except KeyError as error:
+        raise MapError(path, "arrays labels, values and size", f"no {error}") from error
+
+
+def _load(path: Path) -> Array | dict[Any, Any]:
+    try:
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return (
+                content
+                if isinstance(content, np.ndarray)
+                else {name: content[name] for name in content.files}
+            )
+    except ValueError:
+        return _unpickle(path)
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise MapError(path, "a NumPy .npy or .npz file", error) from error
 
 
 def _from_array(path: Path, values: Array, sample: Sample, classes: int) -> AttentionMaps:
