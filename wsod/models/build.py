@@ -1,0 +1,264 @@
+"""Classifiers by name, from files, or around somebody's module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from wsod.config import bind
+from wsod.errors import CheckpointError, ConfigError
+from wsod.models.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    describe_target,
+    find_architecture,
+    module_architecture,
+)
+from wsod.models.checkpoint import (
+    bare_state,
+    file_sha256,
+    fit_state,
+    is_checkpoint,
+    load_file,
+    read_checkpoint,
+)
+from wsod.models.classifier import Classifier
+from wsod.models.heads import HEADS
+from wsod.models.heads.linear import final_layer
+from wsod.models.preprocess import Preprocess
+
+__all__ = ["build_classifier", "load_classifier"]
+
+Task = Literal["multiclass", "multilabel"]
+
+
+def build_classifier(
+    arch: str,
+    classes: Sequence[str],
+    *,
+    task: Task = "multiclass",
+    head: str = "linear",
+    weights: str | Path = "none",
+    target_layer: str | None = None,
+    size: int | None = None,
+) -> Classifier:
+    """A classifier to train, in training mode.
+
+    Args:
+        arch: an entry of `ARCHITECTURES`, `timm:NAME`, or `module:factory`.
+        classes: class names, in the order of the labels.
+        task: `multiclass` or `multilabel`.
+        head: an entry of `HEADS`.
+        weights: `none` (random), `default` (torchvision's or timm's download) or a .safetensors, .pt or .pth
+            file. A file for another number of classes gives its trunk, and the linear layer is new: the
+            attribute `loaded` says so.
+        target_layer: path of the module whose output maps are made of; None = the architecture's default.
+        size: input side in pixels; None = what the published weights were evaluated with. Position
+            embeddings of a ViT are interpolated to it.
+
+    Raises:
+        ConfigError: for an unknown architecture or head, or no classes.
+        ModelError: for a target layer that does not exist.
+        CheckpointError: for weights that do not fit, naming the keys.
+    """
+    if not classes:
+        raise ConfigError("classes", "at least one class name", "none")
+    classifier = _assemble(find_architecture(arch), arch, classes, task, head, target_layer, size)
+    if str(weights) == "none":
+        return classifier
+    if str(weights) == "default":
+        state: Mapping[str, Tensor] = find_architecture(arch).fetch()
+        where = f"published weights of {arch}"
+    else:
+        where = str(weights)
+        state = bare_state(load_file(weights), where)
+    network, final = classifier.network, final_layer(classifier.network)[0]
+    state = _fit_positions(network, state, classifier.preprocess.size)
+    whole = fit_state(network, state, final, where, new_head=True)
+    new = f"; the layer {final} is new ({len(classifier.classes)} classes)"
+    classifier.loaded = where if whole else where + new
+    classifier.sha256 = None if str(weights) == "default" else file_sha256(weights)
+    return classifier
+
+
+def load_classifier(
+    source: str | Path | nn.Module,
+    *,
+    arch: str | None = None,
+    classes: Sequence[str] | None = None,
+    target_layer: str | None = None,
+    size: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Classifier:
+    """A trained classifier: from a checkpoint, from bare weights and an architecture, or around a module.
+
+    Args:
+        source: a checkpoint of `atcon`; a .safetensors, .pt or .pth file with a state dict (`arch` is needed
+            then); or a network, which is wrapped as it is, its mode left alone.
+        arch: the architecture of bare weights. Of a checkpoint, only needed to confirm a `module:factory`.
+        classes: class names; None = the checkpoint's, ImageNet's where there are 1000, else numbers.
+        target_layer: path of the module whose output maps are made of; None = the default.
+        size: input side in pixels; None = the checkpoint's or the architecture's.
+        device: where to put it.
+
+    Returns:
+        The classifier, in evaluation mode where it was loaded from a file.
+
+    Raises:
+        CheckpointError: for a file that cannot be read, would run code, or does not fit.
+        ModelError: for a target layer that does not exist.
+    """
+    if isinstance(source, Classifier):
+        return source
+    if isinstance(source, nn.Module):
+        return _wrap(source, arch, classes, target_layer, size).to(device)
+    contents = load_file(source)
+    if is_checkpoint(contents):
+        classifier = _from_checkpoint(read_checkpoint(source), source, arch, classes, target_layer, size)
+    elif arch is None:
+        raise CheckpointError(
+            source, "a checkpoint of atcon", "weights without an architecture", "Pass --arch NAME as well."
+        )
+    else:
+        classifier = _from_weights(bare_state(contents, source), source, arch, classes, target_layer, size)
+    classifier.loaded, classifier.sha256 = str(source), file_sha256(source)
+    return classifier.eval().to(device)
+
+
+def _assemble(
+    architecture: Architecture,
+    arch: str,
+    classes: Sequence[str],
+    task: Task,
+    head: str,
+    target_layer: str | None,
+    size: int | None,
+    preprocess: Preprocess | None = None,
+) -> Classifier:
+    preprocess = preprocess or architecture.preprocess()
+    if size is not None and size != preprocess.size:
+        preprocess = replace(preprocess, size=size, resize=0)
+    entry = HEADS[head]
+    network = architecture.build(len(classes), preprocess.size)
+    architecture = describe_target(architecture, network, preprocess.size)
+    target = target_layer or architecture.target_layer or ""
+    return Classifier(
+        entry.attach(network, len(classes), target),
+        arch=arch,
+        head=head,
+        classes=classes,
+        task=task,
+        target_layer=target,
+        preprocess=preprocess,
+        layout=architecture.layout,
+        prefix=architecture.prefix,
+        attention_layer=entry.attention,
+        supervision=entry.supervision,
+    )
+
+
+def _wrap(
+    network: nn.Module,
+    arch: str | None,
+    classes: Sequence[str] | None,
+    target_layer: str | None,
+    size: int | None,
+) -> Classifier:
+    if arch in ARCHITECTURES:
+        architecture = ARCHITECTURES[str(arch)]
+    elif target_layer is not None:
+        architecture = Architecture(type(network).__name__, lambda classes, size: network, target_layer)
+    else:
+        architecture = module_architecture(network, size or 224)
+    if classes is None:
+        count = len(final_layer(network)[1].weight)
+        classes = _names(architecture, count)
+    preprocess = architecture.preprocess()
+    return Classifier(
+        network,
+        arch=arch or architecture.name,
+        classes=classes,
+        target_layer=target_layer or architecture.target_layer or "",
+        preprocess=replace(preprocess, size=size, resize=0) if size else preprocess,
+        layout=architecture.layout,
+        prefix=architecture.prefix,
+    )
+
+
+def _from_checkpoint(
+    contents: Mapping[str, Any],
+    source: str | Path,
+    arch: str | None,
+    classes: Sequence[str] | None,
+    target_layer: str | None,
+    size: int | None,
+) -> Classifier:
+    name = contents["arch"]
+    if arch is not None and arch != name:
+        raise CheckpointError(source, f"the architecture {arch}", name, "Leave --arch out.")
+    if ":" in name and not name.startswith("timm:") and arch is None:
+        raise CheckpointError(
+            source,
+            "a known architecture",
+            repr(name),
+            f"Loading it imports and runs that module; pass --arch {name} if you trust it.",
+        )
+    if classes is not None and len(classes) != len(contents["classes"]):
+        raise CheckpointError(source, f"{len(classes)} classes", len(contents["classes"]))
+    preprocess = bind(Preprocess, contents["preprocess"], source)
+    classifier = _assemble(
+        find_architecture(name),
+        name,
+        classes or contents["classes"],
+        contents["task"],
+        contents["head"],
+        target_layer or contents["target_layer"],
+        size,
+        preprocess,
+    )
+    network = classifier.network
+    state = _fit_positions(network, bare_state(contents, source), classifier.preprocess.size)
+    fit_state(network, state, final_layer(network)[0], source)
+    return classifier
+
+
+def _from_weights(
+    state: Mapping[str, Tensor],
+    source: str | Path,
+    arch: str,
+    classes: Sequence[str] | None,
+    target_layer: str | None,
+    size: int | None,
+) -> Classifier:
+    architecture = find_architecture(arch)
+    if classes is None:
+        with torch.device("meta"):
+            final = final_layer(architecture.build(2, size or architecture.preprocess().size))[0]
+        rows = state.get(f"{final}.weight")
+        classes = _names(architecture, 1000 if rows is None else len(rows))
+    classifier = _assemble(architecture, arch, classes, "multiclass", "linear", target_layer, size)
+    network = classifier.network
+    state = _fit_positions(network, state, classifier.preprocess.size)
+    fit_state(network, state, final_layer(network)[0], source)
+    return classifier
+
+
+def _names(architecture: Architecture, count: int) -> tuple[str, ...]:
+    names = architecture.class_names() or ARCHITECTURES["resnet50"].class_names()
+    return names if len(names) == count else tuple(map(str, range(count)))
+
+
+def _fit_positions(network: nn.Module, state: Mapping[str, Tensor], size: int) -> Mapping[str, Tensor]:
+    key = "encoder.pos_embedding"
+    if not isinstance(network, VisionTransformer) or key not in state:
+        return state
+    if state[key].shape == network.encoder.pos_embedding.shape:
+        return state
+    fitted: Mapping[str, Tensor] = interpolate_embeddings(size, network.patch_size, dict(state))
+    return fitted

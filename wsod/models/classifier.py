@@ -1,0 +1,152 @@
+"""A network that classifies, with what is needed to look into it: its target layer and preprocessing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsod.config import plain
+from wsod.errors import ModelError
+from wsod.models.preprocess import Preprocess
+from wsod.registry import nearest
+
+__all__ = ["Classifier", "Layout", "resolve_layer"]
+
+Layout = Literal["NCHW", "NHWC", "tokens"]
+Task = Literal["multiclass", "multilabel"]
+
+
+def resolve_layer(network: nn.Module, path: str) -> str:
+    """The full path of a submodule; a negative number counts children from the end (`features.-2`).
+
+    Raises:
+        ModelError: where there is none, with the nearest path that exists.
+    """
+    module, parts = network, []
+    for part in path.split("."):
+        children = dict(module.named_children())
+        if part.startswith("-") and part[1:].isdigit() and int(part[1:]) <= len(children):
+            part = list(children)[int(part)]
+        if part not in children:
+            paths = [name for name, _ in network.named_modules() if name]
+            hint = nearest(path, paths)
+            if "Did you mean" not in hint:
+                hint = "Its outer modules are: " + ", ".join(dict(network.named_children())) + "."
+            raise ModelError("target layer", f"a module of {type(network).__name__}", repr(path), hint)
+        module = children[part]
+        parts.append(part)
+    return ".".join(parts)
+
+
+class Classifier(nn.Module):
+    """An image classifier and what maps need to know about it.
+
+    Args:
+        network: (N, 3, H, W) → logits (N, C); an output with a `logits` attribute will do.
+        arch: the name it was built by (`resnet50`, `timm:NAME`, `module:factory`), or a class name.
+        head: its head's name in `wsod.models.heads.HEADS`.
+        classes: class names, in the order of the logits.
+        task: `multiclass` (softmax) or `multilabel` (sigmoid).
+        target_layer: path in `network` of the module whose output is the feature map.
+        preprocess: how its input is made from an image.
+        layout: how that output is laid out: `NCHW`, `NHWC`, or `tokens` (N, prefix + h·w, D).
+        prefix: tokens before the grid (class and register tokens).
+        attention_layer: path in `network` of the module whose output is the head's attention, or None.
+        supervision: what its training used, for the column of that name in tables.
+
+    Attributes:
+        loaded: what was loaded into it, in words.
+        sha256: of the file it was loaded from, or None.
+
+    Raises:
+        ModelError: where the target layer does not exist.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        arch: str,
+        classes: Sequence[str],
+        target_layer: str,
+        head: str = "linear",
+        task: Task = "multiclass",
+        preprocess: Preprocess | None = None,
+        layout: Layout = "NCHW",
+        prefix: int = 0,
+        attention_layer: str | None = None,
+        supervision: tuple[str, ...] = ("image labels",),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.arch, self.head, self.task = arch, head, task
+        self.classes = tuple(str(name) for name in classes)
+        self.target_layer = resolve_layer(network, target_layer)
+        self.preprocess = preprocess or Preprocess()
+        self.layout, self.prefix = layout, prefix
+        self.attention_layer, self.supervision = attention_layer, supervision
+        self.loaded = "random weights"
+        self.sha256: str | None = None
+
+    def about(self) -> dict[str, Any]:
+        """What a result's provenance keeps of it."""
+        about = {
+            "arch": self.arch,
+            "head": self.head,
+            "task": self.task,
+            "classes": len(self.classes),
+            "target_layer": self.target_layer,
+            "preprocess": plain(self.preprocess),
+            "loaded": self.loaded,
+            "sha256": self.sha256,
+        }
+        return {key: value for key, value in about.items() if value is not None}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) → logits (N, C), before softmax or sigmoid."""
+        output: Any = self.network(images)
+        output = getattr(output, "logits", output)
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            raise ModelError(self.arch, "logits of shape (N, classes)", _describe(output))
+        return output
+
+    def grid(self, features: Tensor) -> Tensor:
+        """The target layer's output as feature maps (N, D, h, w): tokens dropped and folded, NHWC turned.
+
+        Raises:
+            ModelError: where the output is no grid.
+        """
+        where = f"{self.arch}, layer {self.target_layer}"
+        if not isinstance(features, Tensor):
+            raise ModelError(where, "a tensor as output", _describe(features), "Choose another target layer.")
+        if features.ndim == 4:
+            # a LayerNorm or attention block inside an NHWC network; its convolutions give NCHW
+            if self.layout == "NHWC" and not self._gives_nchw():
+                return features.permute(0, 3, 1, 2)
+            return features
+        if features.ndim == 3:
+            tokens = features.shape[1] - self.prefix
+            side = math.isqrt(max(tokens, 0))
+            if self.layout == "tokens" and side and side * side == tokens:
+                grid = features[:, self.prefix :].transpose(1, 2)
+                return grid.reshape(len(features), features.shape[2], side, side)
+        raise ModelError(
+            where,
+            "feature maps (N, D, h, w) or tokens on a square grid",
+            _describe(features),
+            "Choose a target layer before the pooling.",
+        )
+
+    def _gives_nchw(self) -> bool:
+        module = self.network.get_submodule(self.target_layer)
+        return isinstance(module, nn.Conv2d) or type(module).__name__ == "Permute"
+
+
+def _describe(output: object) -> str:
+    if isinstance(output, torch.Tensor):
+        return "a tensor of shape " + "x".join(map(str, output.shape))
+    return type(output).__name__
