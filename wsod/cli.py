@@ -158,12 +158,17 @@ def table(runs: tuple[Path, ...]) -> None:
     type=click.Choice(["maps", "metrics", "data", "protocols", "architectures", "heads"]),
     required=False,
 )
-def list_command(kind: str | None) -> None:
+@click.option("--markdown", is_flag=True, help="As Markdown, for documents.")
+def list_command(kind: str | None, markdown: bool) -> None:
     """Show what there is: maps, metrics, data, protocols, architectures, heads."""
     from wsod.report.listing import LISTINGS
 
     for name in [kind] if kind else LISTINGS:
-        console().print(LISTINGS[name]())
+        listing = LISTINGS[name]()
+        if markdown:
+            click.echo(listing.markdown())
+        else:
+            console().print(listing.table())
 
 
 @main.group(cls=Group)
@@ -179,12 +184,12 @@ def check_command(spec: str, split: str | None, pixels: bool) -> None:
     """Read everything once; report counts, classes and every fault found (exit code 1 where there is one)."""
     from wsod.data import open_dataset
     from wsod.data.check import check
-    from wsod.report.listing import check_table
+    from wsod.report.listing import check_listing
 
     dataset = open_dataset(spec, split)
     with progress_bar(f"checking {spec}") as progress:
         report = check(dataset, pixels=pixels, progress=progress)
-    console().print(check_table(dataset, report))
+    console().print(check_listing(dataset, report).table())
     for fault in report.faults:
         warn(fault)
     if report.faults:

@@ -1,80 +1,99 @@
-"""What there is to choose from: tables made from the registries."""
+"""What there is to choose from: tables made from the registries, for the terminal and for the README."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
 from wsod.report.tables import simple_table
 
-__all__ = ["LISTINGS", "check_table"]
+__all__ = ["LISTINGS", "Listing", "check_listing"]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table of text."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def table(self) -> Table:
+        """For the terminal."""
+        return simple_table(self.title, self.columns, self.rows)
+
+    def markdown(self) -> str:
+        """For documents."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
 
 
 def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0] if thing.__doc__ else ""
+    return (thing.__doc__ or "").strip().split("\n")[0]
 
 
-def _maps() -> Table:
+def _maps() -> Listing:
     from wsod.maps import METHODS
 
-    rows = (
+    rows = [
         (
-            name,
+            f"`{name}`",
             _first_line(method.function),
             "class" if method.class_specific else "image",
-            ", ".join(sorted(method.needs)) or "features",
             ", ".join(method.supervision) or "none",
             method.citation,
         )
         for name, method in METHODS.items()
-    )
-    return simple_table(
-        "map methods", ["name", "what", "one a", "needs", "supervision", "source"], list(rows)
-    )
+    ]
+    return Listing("map methods", ["name", "what", "one a", "supervision", "source"], rows)
 
 
-def _metrics() -> Table:
+def _metrics() -> Listing:
     from wsod.metrics import METRICS
 
-    rows = [(name, _first_line(metric), ", ".join(sorted(metric.needs))) for name, metric in METRICS.items()]
-    return simple_table("metrics", ["name", "what", "needs"], rows)
+    rows = [
+        (f"`{name}`", _first_line(metric), ", ".join(sorted(metric.needs)))
+        for name, metric in METRICS.items()
+    ]
+    return Listing("metrics", ["name", "what", "needs"], rows)
 
 
-def _data() -> Table:
+def _data() -> Listing:
     from wsod.data import DATASETS
 
-    rows = [(name, _first_line(dataset)) for name, dataset in DATASETS.items()]
-    return simple_table("data sets", ["name", "what"], rows)
+    rows = [(f"`{name}`", _first_line(dataset)) for name, dataset in DATASETS.items()]
+    return Listing("data sets", ["name", "what"], rows)
 
 
-def _protocols() -> Table:
+def _protocols() -> Listing:
     from wsod.protocols import load_protocol, protocol_names
 
     protocols = [load_protocol(name) for name in protocol_names()]
-    rows = [(p.name, p.description, ", ".join(p.metrics)) for p in protocols]
-    return simple_table("protocols", ["name", "what", "metrics"], rows)
+    rows = [(f"`{p.name}`", p.description, ", ".join(f"`{m}`" for m in p.metrics)) for p in protocols]
+    return Listing("protocols", ["name", "what", "metrics"], rows)
 
 
-def _architectures() -> Table:
+def _architectures() -> Listing:
     from wsod.models.architectures import ARCHITECTURES
 
-    rows = [(name, arch.target_layer or "found by a probe") for name, arch in ARCHITECTURES.items()]
-    return simple_table(
-        "architectures (and timm:NAME, module:factory)", ["name", "default target layer"], rows
-    )
+    rows = [(f"`{name}`", arch.target_layer or "found by a probe") for name, arch in ARCHITECTURES.items()]
+    return Listing("architectures (and timm:NAME, module:factory)", ["name", "default target layer"], rows)
 
 
-def _heads() -> Table:
+def _heads() -> Listing:
     from wsod.models.heads import HEADS
 
-    return simple_table(
-        "heads", ["name", "what"], [(name, _first_line(head)) for name, head in HEADS.items()]
+    return Listing(
+        "heads", ["name", "what"], [(f"`{name}`", _first_line(head)) for name, head in HEADS.items()]
     )
 
 
-LISTINGS: dict[str, Callable[[], Table]] = {
+LISTINGS: dict[str, Callable[[], Listing]] = {
     "maps": _maps,
     "metrics": _metrics,
     "data": _data,
@@ -84,11 +103,11 @@ LISTINGS: dict[str, Callable[[], Table]] = {
 }
 
 
-def check_table(dataset: Any, report: Any) -> Table:
+def check_listing(dataset: Any, report: Any) -> Listing:
     """Counts of `wsod data check`, by class."""
     rows = [(name, str(report.per_class.get(name, 0))) for name in dataset.classes]
     title = (
         f"{dataset.spec}, split {dataset.split}: {report.images} images, {report.boxes} boxes, "
         f"{len(dataset.classes)} classes, {len(report.faults)} faults"
     )
-    return simple_table(title, ["class", "boxes"], rows)
+    return Listing(title, ["class", "boxes"], rows)
