@@ -23,7 +23,8 @@ class Listing:
 
     def table(self) -> Table:
         """For the terminal."""
-        return simple_table(self.title, self.columns, self.rows)
+        plain = [[cell.replace("`", "") for cell in row] for row in self.rows]
+        return simple_table(self.title, self.columns, plain)
 
     def markdown(self) -> str:
         """For documents."""
