@@ -120,7 +120,7 @@ def test_files_stay_short(path: Path) -> None:
 HELP = """
 import wsod.cli, atcon.cli
 from click.testing import CliRunner
-for command, arguments in [(wsod.cli, ["--help"]), (wsod.cli, ["evaluate", "--help"]), (atcon.cli, ["finetune", "--help"])]:
+for command, *arguments in [(wsod.cli, "--help"), (wsod.cli, "evaluate", "-h"), (atcon.cli, "finetune", "-h")]:
     result = CliRunner().invoke(command.main, arguments)
     assert result.exit_code == 0, result.output
 """
