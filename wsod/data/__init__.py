@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from wsod.config import bind
+from wsod.data.coco import Coco
 from wsod.data.dataset import Dataset, read_image
+from wsod.data.folder import Folder
 from wsod.data.shapes import Shapes
 from wsod.data.voc import Voc2007, Voc2012
+from wsod.data.wsol import Wsol
 from wsod.errors import ConfigError
 from wsod.registry import Registry, nearest
 
 __all__ = ["DATASETS", "Dataset", "open_dataset", "read_image"]
 
 DATASETS: Registry[type[Dataset]] = Registry(
-    "data set", {kind.name: kind for kind in (Shapes, Voc2007, Voc2012)}
+    "data set", {kind.name: kind for kind in (Shapes, Voc2007, Voc2012, Coco, Wsol, Folder)}
 )
 
 

@@ -16,7 +16,7 @@ from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
 from wsod.types import Sample
 
-__all__ = ["MAX_PIXELS", "Dataset", "image_size", "read_image", "read_labels", "read_lines"]
+__all__ = ["MAX_PIXELS", "Dataset", "image_size", "read_grey", "read_image", "read_labels", "read_lines"]
 
 MAX_PIXELS = 100_000_000
 """Images above this are refused before they are decoded: a small file can claim any size."""
@@ -166,6 +166,17 @@ def read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         if image.mode not in ("P", "L", "1"):
             raise DataError(path, "a mask with palette or grey levels", f"mode {image.mode}")
         return np.array(image, np.uint8)
+
+
+def read_grey(path: Path) -> NDArray[np.uint8]:
+    """(height, width) grey levels of a mask file of any size; colours become their luminance.
+
+    Raises:
+        DataError: naming the file, where it is missing or damaged.
+    """
+    with _open(path) as image:
+        _decode(image, path)
+        return np.array(image.convert("L"))
 
 
 def read_lines(path: Path) -> list[str]:

@@ -206,10 +206,11 @@ def _triangle(u: Array, v: Array) -> Array:
 
 def _star(u: Array, v: Array) -> Array:
     # a pentagram is where at most one of five half planes is left: the second largest distance
-    first = second = np.full(np.broadcast(u, v).shape, -np.inf, np.float32)
-    for c, s in _PENTAGON:
-        line = _half(u, v, c, s, 0.37)
-        first, second = _both(first, line), _both(second, _either(first, line))
+    first, *rest = (_half(u, v, c, s, 0.37) for c, s in _PENTAGON)
+    second = _either(first, rest[0])
+    first = _both(first, rest[0])
+    for line in rest[1:]:
+        second, first = _both(second, _either(first, line)), _both(first, line)
     return second
 
 
@@ -219,7 +220,8 @@ def _cross(u: Array, v: Array) -> Array:
 
 
 def _ring(u: Array, v: Array) -> Array:
-    return np.abs(_radius(u, v) - np.float32(0.72)) - np.float32(0.27)
+    ring: Array = np.abs(_radius(u, v) - np.float32(0.72)) - np.float32(0.27)
+    return ring
 
 
 def _crescent(u: Array, v: Array) -> Array:

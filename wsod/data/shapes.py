@@ -151,7 +151,7 @@ class Shapes(Dataset):
         cue = self._cue(Draw(*key, 1), main)
         if cue is not None:
             _paint_cue(canvas, Draw(*key, 2), cue, side)
-        for _ in range(2 + draw.integer(4)):
+        for _ in range(1 + draw.integer(4)):
             _distractor(canvas, draw, side)
         return _objects(canvas, draw, side, main, cue)
 
@@ -195,7 +195,7 @@ def _soft(u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.float32]
 def _texture(stamp: Stamp, name: str, draw: Draw, side: int) -> NDArray[np.float32]:
     """(h, w, 3) two contrasting colours in the texture's pattern, lit from one side."""
     first = draw.colour((0.1, 0.95))
-    second = contrasting(draw, first)
+    second = contrasting(draw, first, 0.35)
     period = draw(0.055, 0.085) * side / stamp.radius
     shift_u, shift_v = np.float32(draw()), np.float32(draw())
     centred = 0 if name == "rings" else 1
@@ -213,7 +213,7 @@ def _distractor(canvas: Canvas, draw: Draw, side: int) -> None:
     plain, which, other = draw() < 0.5, names[draw.integer(len(names))], others[draw.integer(len(others))]
     centre = (draw() * canvas.width, draw() * canvas.height)
     outline = OUTLINES[which if plain else other]
-    stamp = Stamp.place(canvas, outline, centre, draw(0.07, 0.2) * side, draw.turn(), draw(0.75, 1.3))
+    stamp = Stamp.place(canvas, outline, centre, draw(0.07, 0.18) * side, draw.turn(), draw(0.75, 1.3))
     colour = draw.colour() if plain else _texture(stamp, CLASSES[which], draw, side)
     canvas.mix(stamp.cover * np.float32(draw(0.6, 1.0)), colour, stamp.window)
 
@@ -241,7 +241,7 @@ def _objects(canvas: Canvas, draw: Draw, side: int, main: int, cue: int | None) 
         label = main if n == 0 or draw() < 0.25 else draw.integer(len(names))
         for _ in range(6):
             centre = (draw(0.02, 0.98) * canvas.width, draw(0.02, 0.98) * canvas.height)
-            radius = (0.1 + 0.24 * draw() * (0.4 + 0.6 * draw())) * side
+            radius = (0.12 + 0.24 * draw() * (0.4 + 0.6 * draw())) * side
             stamp = Stamp.place(canvas, OUTLINES[names[label]], centre, radius, draw.turn(), draw(0.8, 1.25))
             solid = stamp.cover > 0.5
             proposal = instances.copy()

@@ -1,0 +1,299 @@
+"""COCO instances: one JSON of images, categories and annotations with polygons, run lengths and crowds.
+
+Boxes are xywh in continuous pixel coordinates; here (x, y, x + w, y + h). Category ids have gaps; labels are
+their ranks. Run lengths are decoded here, polygons by pycocotools, whose C code trusts its input: what
+reaches it has been checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsod.data.dataset import Dataset
+from wsod.errors import DataError
+from wsod.types import Sample
+
+__all__ = ["Coco", "CocoMasks", "decode_counts", "decode_rle"]
+
+Bool = NDArray[np.bool_]
+
+EDGE = 1.0
+"""A box may pass the image's edge by less than a pixel of rounding; it is clipped. Else it is a fault."""
+
+
+@dataclass
+class Coco(Dataset):
+    """COCO instances JSON (detection and segmentation).
+
+    Args:
+        annotations: the JSON file.
+        images: the folder of its images, or None to use the annotations alone.
+        split: `all`: a JSON file is its own split.
+
+    Attributes:
+        image_ids: COCO's number of each image, in the order of `ids`.
+        category_ids: COCO's number of each class, in the order of `classes`.
+
+    Images without annotations are kept.
+    """
+
+    name: ClassVar[str] = "coco"
+    usage: ClassVar[str] = "coco:IMAGES,ANNOTATIONS.json"
+    paths: ClassVar[tuple[str, ...]] = ("images", "annotations")
+
+    annotations: Path
+    images: Path | None = None
+    split: str = "all"
+    spec: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self.task, self.splits = "multilabel", ("all",)
+        self.split = self._known_split(self.split)
+        content = _read_json(self.annotations)
+        categories = sorted(self._table(content, "categories"), key=lambda row: int(row["id"]))
+        self.category_ids = tuple(int(row["id"]) for row in categories)
+        self.classes = tuple(str(row.get("name", row["id"])) for row in categories)
+        self._images = self._table(content, "images")
+        self.image_ids = tuple(int(row["id"]) for row in self._images)
+        self.ids = self._names()
+        self._labels = {number: label for label, number in enumerate(self.category_ids)}
+        self._rows: dict[int, list[Mapping[str, Any]]] = {number: [] for number in self.image_ids}
+        for row in self._table(content, "annotations"):
+            try:
+                self._rows[row["image_id"]].append(row)
+            except (KeyError, TypeError):
+                got = row.get("image_id")
+                raise DataError(self._at_row(row), "the image_id of an image in it", repr(got)) from None
+
+    def _table(self, content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+        """A list of objects with different whole-number ids."""
+        rows = content.get(key)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DataError(self.annotations, f"a list of objects under {key!r}", type(rows).__name__)
+        numbers = [row.get("id") for row in rows]
+        if not all(type(number) is int for number in numbers):
+            wrong = next(number for number in numbers if type(number) is not int)
+            raise DataError(f"{self.annotations}: {key}", "a whole number as id", repr(wrong))
+        if len(set(numbers)) != len(numbers):
+            double = next(number for number in numbers if numbers.count(number) > 1)
+            raise DataError(f"{self.annotations}: {key}", "each id once", f"{double} twice")
+        return rows
+
+    def _names(self) -> tuple[str, ...]:
+        """File names without their ending, as maps and results call them; with it where that is ambiguous."""
+        files = [row.get("file_name") for row in self._images]
+        for number, file in zip(self.image_ids, files, strict=True):
+            if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts:
+                where = f"{self.annotations}: image {number}"
+                raise DataError(where, "a file_name inside the image folder", repr(file))
+        stems = tuple(Path(str(file)).with_suffix("").as_posix() for file in files)
+        names = stems if len(set(stems)) == len(stems) else tuple(str(file) for file in files)
+        if len(set(names)) != len(names):
+            double = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{self.annotations}: images", "each file_name once", f"{double} twice")
+        return names
+
+    def _at_row(self, row: Mapping[str, Any]) -> str:
+        return f"{self.annotations}: annotation {row.get('id')}"
+
+    def __getitem__(self, index: int) -> Sample:
+        """Annotations of one image; masks are rasterised when asked."""
+        index = self._at(index)
+        image, rows = self._images[index], self._rows[self.image_ids[index]]
+        size = image.get("height"), image.get("width")
+        if not all(type(side) is int and side > 0 for side in size):
+            where = f"{self.annotations}: image {image['id']}"
+            raise DataError(where, "a positive height and width", f"{size[0]!r} and {size[1]!r}")
+        height, width = int(str(size[0])), int(str(size[1]))
+        labels = [self._label(row) for row in rows]
+        crowd = [self._crowd(row) for row in rows]
+        segmented = bool(rows) and all(row.get("segmentation") for row in rows)
+        masks = CocoMasks(
+            (height, width),
+            tuple(labels),
+            tuple(crowd),
+            tuple(row.get("segmentation") for row in rows),
+            tuple(self._at_row(row) for row in rows),
+        )
+        return Sample(
+            image_id=self.ids[index],
+            image_path=None if self.images is None else self.images / str(image["file_name"]),
+            size=(height, width),
+            boxes=np.array([self._box(row, height, width) for row in rows]).reshape(-1, 4),
+            labels=np.array(labels, np.int64),
+            crowd=np.array(crowd, np.bool_),
+            masks=masks if segmented else None,
+        )
+
+    def _label(self, row: Mapping[str, Any]) -> int:
+        label = self._labels.get(row["category_id"]) if type(row.get("category_id")) is int else None
+        if label is None:
+            raise DataError(
+                self._at_row(row), "the category_id of a category in it", repr(row.get("category_id"))
+            )
+        return label
+
+    def _crowd(self, row: Mapping[str, Any]) -> bool:
+        if row.get("iscrowd", 0) not in (0, 1):
+            raise DataError(self._at_row(row), "iscrowd 0 or 1", repr(row["iscrowd"]))
+        return bool(row.get("iscrowd", 0))
+
+    def _box(self, row: Mapping[str, Any], height: int, width: int) -> list[float]:
+        box = row.get("bbox")
+        if not _numbers(box) or len(box) != 4:
+            raise DataError(self._at_row(row), "a bbox of 4 finite numbers x, y, w, h", repr(box))
+        x0, y0 = float(box[0]), float(box[1])
+        x1, y1 = x0 + float(box[2]), y0 + float(box[3])
+        clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
+        over = max(-x0, -y0, x1 - width, y1 - height)
+        if over >= EDGE or clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
+            raise DataError(self._at_row(row), f"a non-empty bbox x, y, w, h inside {width}x{height}", box)
+        return clipped
+
+
+@dataclass(frozen=True)
+class CocoMasks:
+    """Polygons and run lengths of one image, rasterised when asked.
+
+    `of` leaves crowds out and `ignore` is the crowds' part of it: all annotated pixels of a class are
+    `of(label) | ignore(label)`.
+    """
+
+    size: tuple[int, int]
+    labels: tuple[int, ...]
+    crowd: tuple[bool, ...]
+    segmentations: tuple[Any, ...]
+    places: tuple[str, ...]
+
+    def instance(self, n: int) -> Bool:
+        """(height, width) pixels of the n-th annotation.
+
+        Raises:
+            DataError: naming the file and annotation, where the segmentation is malformed.
+        """
+        segmentation, where = self.segmentations[n], self.places[n]
+        if isinstance(segmentation, dict):
+            return decode_rle(segmentation, self.size, where)
+        return _rasterise(segmentation, self.size, where)
+
+    def of(self, label: int) -> Bool:
+        """Pixels of the class's single objects."""
+        return self._union(label, crowd=False)
+
+    def ignore(self, label: int) -> Bool:
+        """Pixels of the class's crowds that no single object covers."""
+        crowd = self._union(label, crowd=True)
+        return crowd & ~self.of(label) if crowd.any() else crowd
+
+    def semantic(self) -> NDArray[np.int64]:
+        """0 = background, label + 1, -1 = crowds alone; the higher label where classes overlap."""
+        classes = np.zeros(self.size, np.int64)
+        for label in sorted(set(self.labels)):
+            classes[self._union(label, crowd=True) & (classes == 0)] = -1
+        for label in sorted(set(self.labels)):
+            classes[self.of(label)] = label + 1
+        return classes
+
+    def _union(self, label: int, *, crowd: bool) -> Bool:
+        union = np.zeros(self.size, np.bool_)
+        for n, (other, many) in enumerate(zip(self.labels, self.crowd, strict=True)):
+            if other == label and many == crowd:
+                union |= self.instance(n)
+        return union
+
+
+def decode_counts(text: str | bytes) -> list[int]:
+    """Run lengths of COCO's compressed string: 5 bits a character from '0' on, bit 5 = more to come, each
+    count after the third as the difference to the last but one.
+
+    >>> decode_counts("52203")
+    [5, 2, 2, 2, 5]
+    """
+    raw = text.encode("ascii", "replace") if isinstance(text, str) else text
+    counts: list[int] = []
+    value = shift = 0
+    for byte in raw:
+        digit = byte - 48
+        if not 0 <= digit < 64 or shift > 60:
+            raise ValueError(f"the byte {byte} in run lengths")
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            if digit & 16:
+                value -= 1 << shift
+            counts.append(value + counts[-2] if len(counts) > 2 else value)
+            value = shift = 0
+    if shift:
+        raise ValueError("run lengths cut in the middle of a number")
+    return counts
+
+
+def decode_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Bool:
+    """(height, width) pixels of run lengths in column order, as a list or COCO's compressed string.
+
+    Raises:
+        DataError: naming `where`, for another size, negative counts or counts that do not add up.
+    """
+    height, width = size
+    counts = rle.get("counts")
+    if rle.get("size") != [height, width]:
+        raise DataError(where, f"run lengths of size [{height}, {width}]", rle.get("size"))
+    if isinstance(counts, str | bytes):
+        try:
+            counts = decode_counts(counts)
+        except ValueError as error:
+            raise DataError(where, "COCO's compressed run lengths", error) from None
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise DataError(where, "run lengths of at least 0", "others")
+    if sum(counts) != height * width:
+        raise DataError(where, f"run lengths that sum to {height * width}", sum(counts))
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(width, height).T
+
+
+def _rasterise(polygons: Any, size: tuple[int, int], where: str) -> Bool:
+    """(height, width) union of polygons, by COCO's own rule."""
+    from pycocotools import mask as coco_mask
+
+    height, width = size
+    if not isinstance(polygons, list) or not polygons:
+        raise DataError(where, "polygons or run lengths", type(polygons).__name__)
+    # beyond this the C code's work grows with the coordinates, not the image
+    reach = 2 * max(height, width)
+    for polygon in polygons:
+        if not _numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
+            raise DataError(where, "polygons of at least 3 points x, y", f"{str(polygon)[:60]}")
+        if max(abs(float(value)) for value in polygon) > reach:
+            raise DataError(where, f"polygons in or near {width}x{height}", f"{str(polygon)[:60]}")
+    merged: NDArray[np.uint8] = coco_mask.decode(
+        coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    )
+    return merged.astype(np.bool_)
+
+
+def _numbers(values: object) -> TypeGuard[Sequence[float]]:
+    return (
+        isinstance(values, Sequence)
+        and not isinstance(values, str)
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(path, "a JSON file", "no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(path, "JSON that parses", error) from error
+    if not isinstance(content, dict):
+        raise DataError(path, "an object with images, annotations and categories", type(content).__name__)
+    return content

@@ -1,0 +1,229 @@
+"""A folder of one's own images, with whatever annotations lie beside them.
+
+    DIR/images/**, or images directly in DIR, and one or more of
+    boxes.csv      header image,label,x0,y0,x1,y1[,difficult]; labels are names
+    boxes.json     a list of objects with the same keys
+    masks/*.png    0 = background, class + 1, 255 = void; the class names in classes.txt, in order
+    labels.csv     header image,label: classes without places
+    NAME/*.jpg     no file, but a folder a class
+    splits/*.txt   image names, one a line; without it there is one split, `all`
+
+Boxes are 0-based, half-open, in stored pixels. An image is named by its path below the image folder, with or
+without its ending. With masks alone, each 8-connected part of a class is a box. Photos without places are
+turned upright as their EXIF orientation says; annotated ones are not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsod.data.dataset import Dataset, image_size, read_image, read_lines
+from wsod.data.masks import PngMasks
+from wsod.errors import ConfigError, DataError
+from wsod.registry import nearest
+from wsod.types import Sample
+
+__all__ = ["Folder"]
+
+ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
+CORNERS = ("x0", "y0", "x1", "y1")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One annotation: a class, perhaps a box, and where it was read."""
+
+    label: str
+    where: str
+    box: tuple[float, ...] = ()
+    difficult: bool = False
+
+
+@dataclass
+class Folder(Dataset):
+    """Images in a folder, annotated by boxes.csv, boxes.json, masks/, labels.csv or folders named by class.
+
+    Args:
+        root: the folder.
+        split: a list in `splits/`, or `all`.
+    """
+
+    name: ClassVar[str] = "folder"
+    usage: ClassVar[str] = "folder:DIR"
+    paths: ClassVar[tuple[str, ...]] = ("root",)
+
+    root: Path
+    split: str | None = None  # type: ignore[assignment]  # always a name once made
+    spec: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            raise ConfigError(f"folder:{self.root}", "a folder", "none")
+        self._files = self._find_images()
+        lists = sorted((self.root / "splits").glob("*.txt"))
+        self.splits = tuple(path.stem for path in lists) or ("all",)
+        self.split = self._known_split(self.split)
+        self._rows: dict[str, list[_Row]] = {name: [] for name in self._files}
+        self._masks = self.root / "masks" if (self.root / "masks").is_dir() else None
+        placed = self._read_annotations()
+        self._upright = not placed and self._masks is None
+        self.classes = self._class_names()
+        self._labels = {name: label for label, name in enumerate(self.classes)}
+        several = any(len({row.label for row in rows}) > 1 for rows in self._rows.values())
+        single = self._upright and self._rows and not several and all(self._rows.values())
+        self.task = "multiclass" if single else "multilabel"
+        self.ids = tuple(self._files)
+        if lists:
+            path = self.root / "splits" / f"{self.split}.txt"
+            self.ids = tuple(dict.fromkeys(self._named(line, path) for line in read_lines(path)))
+
+    def _find_images(self) -> dict[str, Path]:
+        """Image files by name, in the order of the names."""
+        images = self.root / "images"
+        base = images if images.is_dir() else self.root
+        files: dict[str, Path] = {}
+        for path in sorted(base.rglob("*")):
+            inside = path.relative_to(base)
+            if path.suffix.lower() not in ENDINGS or inside.parts[0] == "masks" or not path.is_file():
+                continue
+            name = inside.with_suffix("").as_posix()
+            if name in files:
+                raise DataError(path, "different names before the ending", f"{files[name].name} too")
+            files[name] = path
+        if not files:
+            raise DataError(base, "images (" + " ".join(sorted(ENDINGS)) + ")", "none")
+        return files
+
+    def _named(self, text: str, where: object) -> str:
+        """The image a line means."""
+        name = Path(text).as_posix()
+        if name not in self._files and Path(name).suffix.lower() in ENDINGS:
+            name = Path(name).with_suffix("").as_posix()
+        if name not in self._files:
+            raise DataError(
+                where, "the name of an image", repr(text), nearest(name, list(self._files)[:1000])
+            )
+        return name
+
+    def _read_annotations(self) -> bool:
+        """Fill the rows by image; true where they have boxes."""
+        found = [name for name in ("boxes.csv", "boxes.json", "labels.csv") if (self.root / name).is_file()]
+        if len(found) > 1:
+            raise DataError(self.root, "one annotation file", " and ".join(found))
+        if found:
+            path, boxes = self.root / found[0], found[0].startswith("boxes")
+            for where, row in _read_json(path) if path.suffix == ".json" else _read_csv(path):
+                name = self._named(str(row.get("image") or ""), where)
+                self._rows[name].append(_parse(row, where) if boxes else _Row(_label(row, where), where))
+            return boxes
+        if self._masks is None and all("/" in name for name in self._files):
+            for name, path in self._files.items():
+                self._rows[name].append(_Row(name.split("/")[0], str(path)))
+        return False
+
+    def _class_names(self) -> tuple[str, ...]:
+        path = self.root / "classes.txt"
+        used = {row.label: row.where for rows in self._rows.values() for row in rows}
+        if not path.is_file():
+            if self._masks is not None:
+                raise DataError(path, "class names, one a line, for the values in masks/", "no such file")
+            return tuple(sorted(used))
+        names = tuple(read_lines(path))
+        if len(set(names)) != len(names) or not names:
+            raise DataError(path, "different class names, one a line", f"{len(names)} lines")
+        for label, where in used.items():
+            if label not in names:
+                raise DataError(where, "a class of classes.txt", repr(label), nearest(label, list(names)))
+        return names
+
+    def __getitem__(self, index: int) -> Sample:
+        """Annotations of one image; its size is read from the file's header."""
+        name = self.ids[self._at(index)]
+        path, rows = self._files[name], self._rows[name]
+        size = image_size(path, exif=self._upright)
+        masks = None
+        if self._masks is not None and (self._masks / f"{name}.png").exists():
+            masks = PngMasks(self._masks / f"{name}.png", size, len(self.classes))
+        boxes = np.array([row.box for row in rows if row.box], np.float64).reshape(-1, 4)
+        labels = np.array([self._labels[row.label] for row in rows], np.int64)
+        if masks is not None and not len(boxes):
+            boxes, derived = _components(masks.semantic())
+            labels = derived if len(boxes) else labels
+        for row in rows:
+            x0, y0, x1, y1 = row.box or (0.0, 0.0, 1.0, 1.0)
+            if not (0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0]):
+                where, got = row.where, f"({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+                raise DataError(where, f"a non-empty box inside {size[1]}x{size[0]} of {name}", got)
+        difficult = np.array([row.difficult for row in rows if row.box], np.bool_)
+        return Sample(name, path, size, boxes, labels, difficult, masks=masks)
+
+    def image(self, index: int) -> Image.Image:
+        """The pixels; upright where nothing in the annotations is tied to stored pixels."""
+        path = self._files[self.ids[self._at(index)]]
+        return read_image(path, exif=self._upright)
+
+
+def _components(classes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Boxes (n, 4) and labels (n,) of the 8-connected parts of each class."""
+    from scipy import ndimage
+
+    boxes, labels = [], []
+    for value in np.unique(classes[classes > 0]):
+        parts, _ = ndimage.label(classes == value, np.ones((3, 3)))
+        for rows, columns in ndimage.find_objects(parts):
+            boxes.append((columns.start, rows.start, columns.stop, rows.stop))
+            labels.append(int(value) - 1)
+    return np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64)
+
+
+def _read_csv(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    needed = ("image", "label", *(CORNERS if path.stem == "boxes" else ()))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            missing = [key for key in needed if key not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(path, "the header " + ",".join(needed), f"no {', '.join(missing)}")
+            return [(f"{path}: line {reader.line_num}", row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(path, "a readable CSV file", error) from error
+
+
+def _read_json(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    try:
+        rows = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(path, "JSON that parses", error) from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(path, "a list of objects with image, label, x0, y0, x1, y1", type(rows).__name__)
+    return [(f"{path}: entry {number}", row) for number, row in enumerate(rows)]
+
+
+def _label(row: Mapping[str, Any], where: str) -> str:
+    label = str(row.get("label") or "").strip()
+    if not label:
+        raise DataError(where, "a label", "none")
+    return label
+
+
+def _parse(row: Mapping[str, Any], where: str) -> _Row:
+    """A row with its box and flag."""
+    try:
+        box = tuple(float(row[key]) for key in CORNERS)
+    except (KeyError, TypeError, ValueError):
+        box = (np.nan,)
+    if not np.isfinite(box).all():
+        raise DataError(where, "numbers x0, y0, x1, y1", str([row.get(key) for key in CORNERS]))
+    flag = str(row.get("difficult") or 0).lower()
+    if flag not in ("0", "1", "false", "true"):
+        raise DataError(where, "difficult 0 or 1", repr(row["difficult"]))
+    return _Row(_label(row, where), where, box, flag in ("1", "true"))
