@@ -1,0 +1,168 @@
+"""Images as training batches. What a batch holds is a function of the seed and the number of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
+
+from atcon.config import DataConfig
+from wsod.data.dataset import Dataset
+from wsod.models.preprocess import Preprocess
+
+__all__ = ["Batch", "Images", "batches", "stream"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and their labels.
+
+    Args:
+        images: (N, 3, H, W) float32, normalised as the classifier wants them.
+        targets: (N, C) float32 multi-hot, or (N,) int64 class indices.
+        rows: which images of the pool they are.
+    """
+
+    images: Tensor
+    targets: Tensor
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; called by the DataLoader."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+
+    def to(self, device: torch.device, channels_last: bool = False) -> Batch:
+        """The same on a device."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        images = self.images.to(device, non_blocking=True, memory_format=layout)
+        return replace(self, images=images, targets=self.targets.to(device, non_blocking=True))
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """Up to `count` consecutive parts of nearly equal length."""
+        for rows in np.array_split(np.arange(len(self)), min(count, len(self))):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            yield Batch(self.images[part], self.targets[part], self.rows[part])
+
+
+class Item(NamedTuple):
+    """What the sampler asks for: an image, and the epoch that its augmentation is drawn for."""
+
+    epoch: int
+    row: int
+
+
+class Images(TorchDataset[tuple[Tensor, Tensor, int]]):
+    """Chosen images of a data set, preprocessed, with their targets.
+
+    Args:
+        dataset: where they come from.
+        indices: which of its images.
+        labels: (N, C) bool, the classes of each of them.
+        preprocess: the classifier's.
+        augment: how images are varied; None = not at all.
+        seed: of the augmentation, together with epoch and row.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        indices: Sequence[int],
+        labels: NDArray[np.bool_],
+        preprocess: Preprocess,
+        augment: DataConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset, self.indices, self.preprocess, self.seed = dataset, list(indices), preprocess, seed
+        if dataset.task == "multilabel":
+            self.targets = torch.from_numpy(labels.astype(np.float32))
+        else:
+            self.targets = torch.from_numpy(labels.argmax(1))
+        self.augment = augmentation(augment, preprocess) if augment is not None else None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int]:
+        image = self.dataset.image(self.indices[item.row])
+        if self.augment is not None:
+            # seeded by image and epoch: the same in any number of worker processes and after a resume
+            with torch.random.fork_rng(devices=[]):
+                seed = np.random.SeedSequence((self.seed, item.epoch, item.row))
+                torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+                image = self.augment(image)
+        tensor, _ = self.preprocess(image)
+        return tensor, self.targets[item.row], item.row
+
+
+def augmentation(config: DataConfig, preprocess: Preprocess) -> Any:
+    """PIL image → varied PIL image; None where nothing is varied."""
+    steps: list[Any] = []
+    if config.crop:
+        steps.append(
+            v2.RandomResizedCrop(
+                preprocess.size, scale=(config.crop, 1.0), interpolation=v2.InterpolationMode.BILINEAR
+            )
+        )
+    if config.flip:
+        steps.append(v2.RandomHorizontalFlip(config.flip))
+    if config.jitter:
+        steps.append(v2.ColorJitter(config.jitter, config.jitter, config.jitter))
+    return v2.Compose(steps) if steps else None
+
+
+class _Order(Sampler[list[Item]]):
+    """Batches without end: each epoch a new order, what does not fill a batch left out."""
+
+    def __init__(self, images: int, batch: int, seed: int, start: int) -> None:
+        self.images, self.batch, self.seed, self.start = images, min(batch, images), seed, start
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        epoch, i = divmod(self.start, self.images // self.batch)
+        while True:
+            order = np.random.default_rng((self.seed, 0x0DE5, epoch)).permutation(self.images)
+            for first in range(i * self.batch, self.images - self.batch + 1, self.batch):
+                yield [Item(epoch, int(row)) for row in order[first : first + self.batch]]
+            epoch, i = epoch + 1, 0
+
+
+def stream(
+    images: Images, batch: int, *, seed: int, start: int = 0, workers: int = 0, pin: bool = False
+) -> Iterator[Batch]:
+    """Training batches without end, from batch number `start` on."""
+    order = _Order(len(images), batch, seed, start)
+    return iter(_loader(images, order, workers, pin))
+
+
+def batches(images: Images, batch: int, *, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
+    """All images once, in order."""
+    rows = range(len(images))
+    order = [[Item(0, row) for row in rows[i : i + batch]] for i in range(0, len(rows), batch)]
+    return iter(_loader(images, order, workers, pin))
+
+
+def _loader(images: Images, order: Any, workers: int, pin: bool) -> DataLoader[Any]:
+    return DataLoader(
+        cast(Any, images),
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        # its own, or making the loader would draw from the global one
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _collate(items: list[tuple[Tensor, Tensor, int]]) -> Batch:
+    images, targets, rows = zip(*items, strict=True)
+    return Batch(torch.stack(images), torch.stack(targets), tuple(rows))

@@ -1,0 +1,42 @@
+"""What an objective is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from wsod.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    from atcon.data import Batch
+
+__all__ = ["Objective"]
+
+
+class Objective(ABC):
+    """A term of a loss. Concrete objectives are frozen dataclasses whose fields are their options.
+
+    Attributes:
+        name: its name in `OBJECTIVES`.
+        needs: what must be there: `labels` (it reads them), `second_order` (it differentiates gradients of
+            the network, sample by sample: batch norm must not use batch statistics).
+        supervision: what truth it learns from, for the ledger.
+        citation: where it is from.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    supervision: ClassVar[tuple[str, ...]]
+    citation: ClassVar[str] = ""
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """`needs` with these options."""
+        return self.needs
+
+    @abstractmethod
+    def __call__(self, classifier: Classifier, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Scalars by name: the term under the objective's own name, a mean over the batch's images, and
+        detached diagnostics under `name/…`, only logged."""

@@ -1,0 +1,270 @@
+"""Attention consistency (ATCON): the class evidence must stay where it is when the rest is masked away.
+
+Mirzazadeh, Dubost et al., "ATCON: Attention Consistency for Vision Models", arXiv:2210.09705. Written from
+the public code's behaviour, batched: two forwards for a whole batch, the first of them shared by Grad-CAM
+and guided backpropagation, all of it differentiable.
+
+For an image x with class c (the highest logit by default), s_c its logit, A the target layer's output:
+
+1. M₁ = Σₖ αₖ Aₖ with αₖ = mean over cells of ∂s_c/∂Aₖ. No ReLU.
+2. G = Σ over RGB of |guided gradient of s_c at x|.
+3. T = σ(w·(G − θ)) with θ = mean(G) + std(G)/2, the soft mask.
+4. M₂ = the same as M₁ of the masked image T·x, for the same class.
+5. r = similarity of S(M₁) and S(M₂), S(M) = σ((M − mean M)/std M); loss = −mean r.
+
+Standard deviations are unbiased, over one image. Inputs are normalised, so that masking means mean colour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from atcon.data import Batch
+from atcon.objectives.base import Objective
+from atcon.objectives.similarity import SIMILARITIES, safe_std, squashed
+from wsod.errors import ConfigError, ModelError
+from wsod.maps.tape import Tape
+from wsod.models.classifier import Classifier
+
+__all__ = ["Consistency", "Diagnostics", "consistency_loss", "soft_mask"]
+
+Diagnostics = dict[str, Tensor]
+MaskScale = Literal["raw", "std"]
+Similarity = Literal["pearson", "cosine", "ssim"]
+Attribution = Literal["guided", "gradient", "deconvnet"]
+Target = Literal["top1", "random"]
+Fill = Literal["mean", "blur"]
+
+_RULES: dict[str, Any] = {"guided": "guided", "gradient": "plain", "deconvnet": "deconvnet"}
+
+
+def consistency_loss(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    mask_scale: MaskScale = "raw",
+    mask_slope: float = 40.0,
+    similarity: Similarity = "pearson",
+    detach_mask: bool = False,
+    detach_reference: bool = False,
+    cam_relu: bool = False,
+    target: Target = "top1",
+    attribution: Attribution = "guided",
+    mask_fill: Fill = "mean",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Diagnostics]:
+    """The ATCON objective of a batch. Defaults are those of the public code.
+
+    Nothing is left behind: no hooks, no `.grad`, no changed mode or buffer. Dropout is off in the passes.
+
+    Args:
+        classifier: its batch norms must be in eval mode, so that images are independent of each other.
+        images: (N, 3, H, W), preprocessed.
+        labels: which classes may be explained: None = any; (N,) int64, one an image; (N, C) multi-hot.
+        mask_scale: `raw`: w multiplies G as it is, so that the mask's strength depends on the network;
+            `std`: G is divided by its standard deviation first (a slope of 4 is sharp then).
+        mask_slope: w.
+        similarity: of the squashed maps: `pearson`, `cosine` or `ssim`.
+        detach_mask: treat the mask as a constant: no second order through guided backpropagation.
+        detach_reference: treat M₁ as a constant.
+        cam_relu: ReLU on both class activation maps.
+        target: the class explained, of those `labels` allows: the one of the highest logit, or a random one.
+        attribution: what the mask is made of: `guided` backpropagation, the plain `gradient`, `deconvnet`.
+        mask_fill: what masked pixels become: the `mean` colour (zero), or a `blur` of the image.
+        generator: for `target = "random"`; None = torch's global one.
+
+    Returns:
+        The scalar loss −mean r in [−1, 1], and detached diagnostics: `consistency` (N,), the r of each image
+        (0 where a map is constant; those carry no gradient); `classes` (N,); `maps` and `masked_maps`
+        (N, h, w); `mask` (N, H, W); `mask_mean`, `mask_std`, `mask_min`, `mask_max`, `mask_over_half`
+        (fraction above 0.5), `saliency_mean`, `saliency_std` (N,); `invalid` (), number of images left out;
+        `relu_calls` (), how many ReLUs guided backpropagation passed.
+
+    Raises:
+        ModelError: for batch norm in training mode, a target layer of a single cell, or guided
+            backpropagation in a network without a ReLU.
+        ConfigError: for an unknown option or labels of another shape.
+    """
+    for name, value, known in (
+        ("mask_scale", mask_scale, ("raw", "std")),
+        ("similarity", similarity, tuple(SIMILARITIES)),
+        ("attribution", attribution, tuple(_RULES)),
+        ("target", target, ("top1", "random")),
+        ("mask_fill", mask_fill, ("mean", "blur")),
+    ):
+        if value not in known:
+            raise ConfigError(f"consistency_loss: {name}", "one of " + ", ".join(known), repr(value))
+    _require_independent_images(classifier)
+    images = images.detach()
+    rows = torch.arange(len(images), device=images.device)
+    with torch.enable_grad():
+        tape = Tape(classifier, images, needs=frozenset({"input_gradient"}), create_graph=True)
+        classes = _choose(tape.logits.detach(), labels, target, generator)
+        cases = torch.stack([rows, classes], 1)
+        reference = _class_activation(tape, cases, cam_relu)
+        gradient = tape.input_gradient(cases, rule=_RULES[attribution], create_graph=not detach_mask)
+        with _full_precision(images):
+            saliency = _at_least_float(gradient).abs().sum(1)
+            mask = soft_mask(saliency, mask_slope, mask_scale)
+            if detach_mask:
+                mask = mask.detach()
+            masked = images * mask[:, None]
+            if mask_fill == "blur":
+                masked = masked + _blur(images) * (1 - mask[:, None])
+        again = Tape(classifier, masked.to(images.dtype), create_graph=True)
+        masked_maps = _class_activation(again, cases, cam_relu)
+        with _full_precision(images):
+            maps = _at_least_float(reference.detach() if detach_reference else reference)
+            r, valid = _agreement(maps, _at_least_float(masked_maps), similarity)
+    loss = -r.mean()
+    pixels = mask.detach().flatten(1)
+    strength = saliency.detach().flatten(1)
+    return loss, {
+        "consistency": r.detach(),
+        "classes": classes,
+        "maps": maps.detach(),
+        "masked_maps": masked_maps.detach(),
+        "mask": mask.detach(),
+        "mask_mean": pixels.mean(1),
+        "mask_std": pixels.std(1),
+        "mask_min": pixels.amin(1),
+        "mask_max": pixels.amax(1),
+        "mask_over_half": (pixels > 0.5).to(pixels.dtype).mean(1),
+        "saliency_mean": strength.mean(1),
+        "saliency_std": strength.std(1),
+        "invalid": (~valid).sum(),
+        "relu_calls": torch.tensor(tape.relu_calls),
+    }
+
+
+def soft_mask(saliency: Tensor, slope: float, scale: MaskScale = "raw") -> Tensor:
+    """T = σ(w·(G − θ)), θ = mean(G) + std(G)/2, per image; with scale `std`, σ(w·(G − θ)/std(G)).
+
+    Args:
+        saliency: (N, H, W), G.
+        slope: w.
+        scale: see `consistency_loss`. A constant G gives 0.5 everywhere with `std`.
+
+    Returns:
+        (N, H, W) in [0, 1].
+    """
+    mean = saliency.mean((1, 2), keepdim=True)
+    std, positive = safe_std(saliency)
+    above = saliency - mean - std / 2
+    if scale == "std":
+        above = torch.where(positive, above / torch.where(positive, std, torch.ones_like(std)), 0.0)
+    return torch.sigmoid(slope * above)
+
+
+def _agreement(first: Tensor, second: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    """(N,) similarity of squashed maps, 0 where one is constant, and (N,) whether neither is."""
+    a, known_a = squashed(first)
+    b, known_b = squashed(second)
+    valid = known_a & known_b
+    return torch.where(valid, SIMILARITIES[similarity](a, b), 0.0), valid
+
+
+def _class_activation(tape: Tape, cases: Tensor, relu: bool) -> Tensor:
+    """(N, h, w) Grad-CAM with its graph, the layer's features and their gradient both differentiable."""
+    weights = tape.gradient(cases, create_graph=True).mean((2, 3), keepdim=True)
+    features = tape.features
+    if features.shape[2] * features.shape[3] < 2:
+        raise ModelError("target layer", "more than one cell", "1x1", "Choose a layer before the pooling.")
+    cam = (weights * features).sum(1)
+    return cam.relu() if relu else cam
+
+
+def _choose(
+    logits: Tensor, labels: Tensor | None, target: Target, generator: torch.Generator | None
+) -> Tensor:
+    """(N,) the class explained for each image."""
+    allowed = torch.ones_like(logits, dtype=torch.bool)
+    if labels is not None and labels.ndim == 1 and len(labels) == len(logits):
+        allowed = F.one_hot(labels.long(), logits.shape[1]).bool()
+    elif labels is not None:
+        if labels.shape != logits.shape:
+            raise ConfigError(
+                "consistency_loss: labels",
+                f"shape ({len(logits)},) or {tuple(logits.shape)}",
+                tuple(labels.shape),
+            )
+        allowed = labels > 0.5
+        if not allowed.any(1).all():
+            raise ConfigError("consistency_loss: labels", "a class for every image", "an image of no class")
+    if target == "random":
+        return torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]
+    return logits.masked_fill(~allowed, -torch.inf).argmax(1)
+
+
+def _blur(images: Tensor) -> Tensor:
+    """The images without detail: averaged over an eighth of their side, twice."""
+    kernel = max(min(images.shape[2:]) // 8, 1) | 1
+    for _ in range(2):
+        images = F.avg_pool2d(images, kernel, 1, kernel // 2, count_include_pad=False)
+    return images
+
+
+def _at_least_float(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _full_precision(images: Tensor) -> torch.autocast:
+    return torch.autocast(images.device.type, enabled=False)
+
+
+def _require_independent_images(classifier: nn.Module) -> None:
+    for name, module in classifier.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise ModelError(
+                f"consistency_loss: {name}",
+                "batch norm with running statistics, in eval mode",
+                "batch statistics",
+                "They mix the images of a batch; set batch_norm = 'frozen' (or call .eval()).",
+            )
+
+
+@dataclass(frozen=True)
+class Consistency(Objective):
+    """ATCON: Grad-CAM of the image and of the image masked by guided backpropagation must agree.
+
+    Args: as `consistency_loss`, and
+        use_labels: explain classes the image shows (a random or the highest one of them) instead of the
+            highest of all. The objective is unsupervised without it.
+    """
+
+    mask_scale: MaskScale = "raw"
+    mask_slope: float = 40.0
+    similarity: Similarity = "pearson"
+    detach_mask: bool = False
+    detach_reference: bool = False
+    cam_relu: bool = False
+    target: Target = "top1"
+    attribution: Attribution = "guided"
+    mask_fill: Fill = "mean"
+    use_labels: bool = False
+
+    name: ClassVar[str] = "atcon"
+    needs: ClassVar[frozenset[str]] = frozenset({"second_order"})
+    supervision: ClassVar[tuple[str, ...]] = ()
+    citation: ClassVar[str] = "Mirzazadeh et al., arXiv:2210.09705"
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return self.needs | {"labels"} if self.use_labels else self.needs
+
+    def __call__(self, classifier: Classifier, batch: Batch, step: int) -> dict[str, Tensor]:
+        options = {key: value for key, value in vars(self).items() if key != "use_labels"}
+        labels = batch.targets if self.use_labels else None
+        loss, found = consistency_loss(classifier, batch.images, labels, **options)
+        watched = ("consistency", "mask_mean", "mask_std", "mask_min", "mask_max", "mask_over_half")
+        logged = {f"{self.name}/{key}": found[key].mean() for key in watched}
+        logged[f"{self.name}/invalid"] = found["invalid"] / len(batch)
+        logged[f"{self.name}/relu_calls"] = found["relu_calls"].float()
+        return {self.name: loss, **logged}
