@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from wsod.config import bind
+from wsod.data.check import CheckReport, check
 from wsod.data.coco import Coco
 from wsod.data.dataset import Dataset, read_image
+from wsod.data.download import download
+from wsod.data.export import export
 from wsod.data.folder import Folder
 from wsod.data.shapes import Shapes
 from wsod.data.voc import Voc2007, Voc2012
@@ -25,7 +28,16 @@ from wsod.data.wsol import Wsol
 from wsod.errors import ConfigError
 from wsod.registry import Registry, nearest
 
-__all__ = ["DATASETS", "Dataset", "open_dataset", "read_image"]
+__all__ = [
+    "DATASETS",
+    "CheckReport",
+    "Dataset",
+    "check",
+    "download",
+    "export",
+    "open_dataset",
+    "read_image",
+]
 
 DATASETS: Registry[type[Dataset]] = Registry(
     "data set", {kind.name: kind for kind in (Shapes, Voc2007, Voc2012, Coco, Wsol, Folder)}

@@ -42,7 +42,7 @@ class Coco(Dataset):
         image_ids: COCO's number of each image, in the order of `ids`.
         category_ids: COCO's number of each class, in the order of `classes`.
 
-    Images without annotations are kept.
+    Images without annotations are kept. The key `difficult`, which conversions of VOC have, is read.
     """
 
     name: ClassVar[str] = "coco"
@@ -56,6 +56,7 @@ class Coco(Dataset):
 
     def __post_init__(self) -> None:
         self.task, self.splits = "multilabel", ("all",)
+        self.has_images = self.images is not None
         self.split = self._known_split(self.split)
         content = _read_json(self.annotations)
         categories = sorted(self._table(content, "categories"), key=lambda row: int(row["id"]))
@@ -114,7 +115,7 @@ class Coco(Dataset):
             raise DataError(where, "a positive height and width", f"{size[0]!r} and {size[1]!r}")
         height, width = int(str(size[0])), int(str(size[1]))
         labels = [self._label(row) for row in rows]
-        crowd = [self._crowd(row) for row in rows]
+        crowd = [self._flag(row, "iscrowd") for row in rows]
         segmented = bool(rows) and all(row.get("segmentation") for row in rows)
         masks = CocoMasks(
             (height, width),
@@ -129,6 +130,7 @@ class Coco(Dataset):
             size=(height, width),
             boxes=np.array([self._box(row, height, width) for row in rows]).reshape(-1, 4),
             labels=np.array(labels, np.int64),
+            difficult=np.array([self._flag(row, "difficult") for row in rows], np.bool_),
             crowd=np.array(crowd, np.bool_),
             masks=masks if segmented else None,
         )
@@ -141,10 +143,10 @@ class Coco(Dataset):
             )
         return label
 
-    def _crowd(self, row: Mapping[str, Any]) -> bool:
-        if row.get("iscrowd", 0) not in (0, 1):
-            raise DataError(self._at_row(row), "iscrowd 0 or 1", repr(row["iscrowd"]))
-        return bool(row.get("iscrowd", 0))
+    def _flag(self, row: Mapping[str, Any], key: str) -> bool:
+        if row.get(key, 0) not in (0, 1):
+            raise DataError(self._at_row(row), f"{key} 0 or 1", repr(row[key]))
+        return bool(row.get(key, 0))
 
     def _box(self, row: Mapping[str, Any], height: int, width: int) -> list[float]:
         box = row.get("bbox")

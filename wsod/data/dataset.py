@@ -16,10 +16,22 @@ from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
 from wsod.types import Sample
 
-__all__ = ["MAX_PIXELS", "Dataset", "image_size", "read_grey", "read_image", "read_labels", "read_lines"]
+__all__ = [
+    "ENDINGS",
+    "MAX_PIXELS",
+    "Dataset",
+    "image_size",
+    "read_grey",
+    "read_image",
+    "read_labels",
+    "read_lines",
+]
 
 MAX_PIXELS = 100_000_000
 """Images above this are refused before they are decoded: a small file can claim any size."""
+
+ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
+"""What an image file's name may end in."""
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -36,6 +48,8 @@ class Dataset(ABC):
         ids: image ids, unique, in the order of the indices.
         splits: names of all its splits.
         task: `multilabel` where an image may show several classes.
+        has_images: false where there are annotations alone.
+        exif: whether images are turned upright, which only photos without coordinates are.
     """
 
     name: ClassVar[str]
@@ -50,6 +64,8 @@ class Dataset(ABC):
     ids: tuple[str, ...]
     splits: tuple[str, ...]
     task: Literal["multiclass", "multilabel"]
+    has_images: bool = True
+    exif: bool = False
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
@@ -60,7 +76,7 @@ class Dataset(ABC):
         """
 
     def image(self, index: int) -> Image.Image:
-        """The pixels of one image, RGB, as stored: annotations are in stored pixels, EXIF turns nothing.
+        """The pixels of one image, RGB.
 
         Raises:
             DataError: where the file is missing or damaged, or its size is not the sample's.
@@ -68,7 +84,7 @@ class Dataset(ABC):
         sample = self[index]
         if sample.image_path is None:
             raise DataError(sample.image_id, "an image file", "annotations alone", "This data has no images.")
-        return read_image(sample.image_path, sample.size)
+        return read_image(sample.image_path, sample.size, exif=self.exif)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -24,9 +24,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from wsod.data.dataset import Dataset, image_size, read_image, read_lines
+from wsod.data.dataset import ENDINGS, Dataset, image_size, read_lines
 from wsod.data.masks import PngMasks
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
@@ -34,7 +33,6 @@ from wsod.types import Sample
 
 __all__ = ["Folder"]
 
-ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
 CORNERS = ("x0", "y0", "x1", "y1")
 
 
@@ -75,11 +73,11 @@ class Folder(Dataset):
         self._rows: dict[str, list[_Row]] = {name: [] for name in self._files}
         self._masks = self.root / "masks" if (self.root / "masks").is_dir() else None
         placed = self._read_annotations()
-        self._upright = not placed and self._masks is None
+        self.exif = not placed and self._masks is None
         self.classes = self._class_names()
         self._labels = {name: label for label, name in enumerate(self.classes)}
         several = any(len({row.label for row in rows}) > 1 for rows in self._rows.values())
-        single = self._upright and self._rows and not several and all(self._rows.values())
+        single = self.exif and self._rows and not several and all(self._rows.values())
         self.task = "multiclass" if single else "multilabel"
         self.ids = tuple(self._files)
         if lists:
@@ -149,7 +147,7 @@ class Folder(Dataset):
         """Annotations of one image; its size is read from the file's header."""
         name = self.ids[self._at(index)]
         path, rows = self._files[name], self._rows[name]
-        size = image_size(path, exif=self._upright)
+        size = image_size(path, exif=self.exif)
         masks = None
         if self._masks is not None and (self._masks / f"{name}.png").exists():
             masks = PngMasks(self._masks / f"{name}.png", size, len(self.classes))
@@ -165,11 +163,6 @@ class Folder(Dataset):
                 raise DataError(where, f"a non-empty box inside {size[1]}x{size[0]} of {name}", got)
         difficult = np.array([row.difficult for row in rows if row.box], np.bool_)
         return Sample(name, path, size, boxes, labels, difficult, masks=masks)
-
-    def image(self, index: int) -> Image.Image:
-        """The pixels; upright where nothing in the annotations is tied to stored pixels."""
-        path = self._files[self.ids[self._at(index)]]
-        return read_image(path, exif=self._upright)
 
 
 def _components(classes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

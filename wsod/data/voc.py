@@ -79,7 +79,7 @@ class Voc(Dataset):
         if len(set(self.ids)) != len(self.ids):
             double = next(name for name in self.ids if self.ids.count(name) > 1)
             raise DataError(listing, "each image once", f"{double} twice")
-        self._images = (self.directory / "JPEGImages").is_dir()
+        self.has_images = (self.directory / "JPEGImages").is_dir()
 
     def _find_directory(self) -> Path:
         year = f"VOC{self.year}"
@@ -115,7 +115,7 @@ class Voc(Dataset):
         try:
             return Sample(
                 image_id=image_id,
-                image_path=self.directory / "JPEGImages" / f"{image_id}.jpg" if self._images else None,
+                image_path=self.directory / "JPEGImages" / f"{image_id}.jpg" if self.has_images else None,
                 size=size,
                 boxes=boxes,  # type: ignore[arg-type]  # Sample makes the arrays
                 labels=labels,  # type: ignore[arg-type]

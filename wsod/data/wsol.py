@@ -60,7 +60,7 @@ class Wsol(Dataset):
     spec: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        self.task = "multiclass"
+        self.task, self.has_images = "multiclass", self.images is not None
         found = dict(_splits(self.metadata))
         if not found:
             raise DataError(self.metadata, "image_ids.txt, or folders that hold one", "none", self.usage)

@@ -1,0 +1,100 @@
+"""Reading a whole data set once: what is in it and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from wsod.data.dataset import Dataset
+from wsod.errors import DataError
+
+__all__ = ["CheckReport", "check"]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found.
+
+    Args:
+        spec, split: the data set read.
+        images: images listed, faulty ones included.
+        boxes: boxes of the sound images.
+        difficult, crowd: how many of the boxes are.
+        masked: images with pixel truth.
+        per_class: boxes of each class by name (images, where the data has labels without boxes).
+        faults: one line each, with the file's name.
+    """
+
+    spec: str
+    split: str
+    images: int
+    boxes: int
+    difficult: int
+    crowd: int
+    masked: int
+    per_class: dict[str, int]
+    faults: list[str]
+
+
+def check(
+    dataset: Dataset,
+    *,
+    pixels: bool = True,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> CheckReport:
+    """Read every annotation, mask and image once, going on after a fault.
+
+    Args:
+        dataset: any data set.
+        pixels: also decode the images and masks.
+        progress: wraps the range of indices, for a progress bar.
+    """
+    counts: Counter[str] = Counter()
+    labels: Counter[int] = Counter()
+    faults: list[str] = []
+    for index in progress(range(len(dataset))):
+        try:
+            sample = dataset[index]
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        counts.update(
+            boxes=len(sample.boxes),
+            difficult=int(sample.difficult.sum()),
+            crowd=int(sample.crowd.sum()),
+            masked=int(sample.masks is not None),
+        )
+        labels.update(sample.labels.tolist())
+        if beyond := [label for label in sample.classes if label >= len(dataset.classes)]:
+            faults.append(f"{sample.image_id}: label {beyond[0]} of {len(dataset.classes)} classes.")
+        if pixels:
+            faults += _pixel_faults(dataset, index)
+    per_class = {name: labels[label] for label, name in enumerate(dataset.classes)}
+    return CheckReport(
+        dataset.spec,
+        dataset.split,
+        len(dataset),
+        counts["boxes"],
+        counts["difficult"],
+        counts["crowd"],
+        counts["masked"],
+        per_class,
+        faults,
+    )
+
+
+def _pixel_faults(dataset: Dataset, index: int) -> list[str]:
+    """What is wrong with one image's pixels and masks."""
+    faults = []
+    masks = dataset[index].masks
+    for read in (
+        (lambda: dataset.image(index)) if dataset.has_images else None,
+        masks.semantic if masks is not None else None,
+    ):
+        try:
+            if read is not None:
+                read()
+        except DataError as error:
+            faults.append(str(error))
+    return faults

@@ -1,0 +1,47 @@
+"""Public data sets fetched by torchvision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsod.errors import ConfigError, DataError
+
+__all__ = ["download"]
+
+ELSEWHERE = {
+    "shapes": "It is generated: nothing to download.",
+    "coco": "Fetch images and annotations from cocodataset.org, then use coco:IMAGES,ANNOTATIONS.json.",
+    "wsol": "Its lists are in the WSOL benchmark's repository, its images with ImageNet, CUB and OpenImages.",
+    "folder": "It is your own data.",
+}
+IMAGE_SETS = {"voc2007": ("trainval", "test"), "voc2012": ("trainval",)}
+
+
+def download(name: str, root: Path) -> str:
+    """Fetch and unpack a data set with torchvision's own download (checksums included).
+
+    Args:
+        name: `voc2007` (trainval and test) or `voc2012` (trainval; its test annotations are not public).
+        root: the folder to hold `VOCdevkit`.
+
+    Returns:
+        The spec that opens it.
+
+    Raises:
+        ConfigError: for a data set torchvision does not fetch, saying where it comes from.
+        DataError: where the download fails.
+    """
+    if name not in IMAGE_SETS:
+        hint = ELSEWHERE.get(name, "")
+        raise ConfigError("download", " or ".join(IMAGE_SETS), repr(name), hint)
+    # torch is needed nowhere else in this package
+    from torchvision.datasets import VOCDetection
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for image_set in IMAGE_SETS[name]:
+            VOCDetection(str(root), year=name.removeprefix("voc"), image_set=image_set, download=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        hint = "Check the connection, or unpack VOCdevkit there yourself."
+        raise DataError(f"{name} in {root}", "a complete download", error, hint) from error
+    return f"{name}:{root}"
