@@ -120,7 +120,8 @@ def test_files_stay_short(path: Path) -> None:
 HELP = """
 import wsod.cli, atcon.cli
 from click.testing import CliRunner
-for command, *arguments in [(wsod.cli, "--help"), (wsod.cli, "evaluate", "-h"), (atcon.cli, "finetune", "-h")]:
+commands = [(wsod.cli, "--help"), (wsod.cli, "evaluate", "-h"), (atcon.cli, "finetune", "-h")]
+for command, *arguments in commands:
     result = CliRunner().invoke(command.main, arguments)
     assert result.exit_code == 0, result.output
 """

@@ -44,7 +44,7 @@ def _maps() -> Listing:
     rows = [
         (
             f"`{name}`",
-            _first_line(method.function),
+            method.summary,
             "class" if method.class_specific else "image",
             ", ".join(method.supervision) or "none",
             method.citation,
