@@ -58,7 +58,7 @@ def _metrics() -> Listing:
     from wsod.metrics import METRICS
 
     rows = [
-        (f"`{name}`", _first_line(metric), ", ".join(sorted(metric.needs)))
+        (f"`{name}`", _first_line(metric), ", ".join(sorted(metric(classes=1).needs)))
         for name, metric in METRICS.items()
     ]
     return Listing("metrics", ["name", "what", "needs"], rows)
