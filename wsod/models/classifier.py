@@ -141,6 +141,19 @@ class Classifier(nn.Module):
             "Choose a target layer before the pooling.",
         )
 
+    def ungrid(self, grid: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `grid`: (B, D, h, w) in the target layer's own layout.
+
+        Args:
+            grid: feature maps.
+            like: (B, ...) an output of the target layer; tokens before the grid are taken from it.
+        """
+        if like.ndim == 3:
+            return torch.cat([like[:, : self.prefix], grid.flatten(2).transpose(1, 2).to(like.dtype)], 1)
+        if self.layout == "NHWC" and not self._gives_nchw():
+            grid = grid.permute(0, 2, 3, 1)
+        return grid.to(like.dtype)
+
     def _gives_nchw(self) -> bool:
         module = self.network.get_submodule(self.target_layer)
         return isinstance(module, nn.Conv2d) or type(module).__name__ == "Permute"

@@ -1,0 +1,47 @@
+"""The features' first principal component: no class, no gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wsod.maps.tape import Tape
+
+__all__ = ["eigencam"]
+
+
+def eigencam(tape: Tape, cases: Tensor, *, create_graph: bool = False, centre: bool = True) -> Tensor:
+    """First principal component of the cells' feature vectors (Muhammad & Yeasin, "Eigen-CAM", IJCNN 2020).
+
+    With X (h·w, D) the cells' features, the map is X·v for the first right singular vector v, computed as u·σ
+    from the smaller of the two Gram matrices, X·Xᵀ or Xᵀ·X. The sign of a singular vector is arbitrary; here
+    it is the one that makes the map grow with the length of the feature vectors: Σ map·(‖X‖ - mean ‖X‖) ≥ 0,
+    where ‖X‖ is before centring. The map is the same for every class of an image.
+
+    Differs from the paper: each channel's mean over the cells is subtracted first, as in the implementations
+    in use (`centre=False`: as written).
+
+    Args:
+        tape: the forward pass.
+        cases: (M, 2) rows of (row, label).
+        create_graph: has no effect: the map is differentiable with respect to the features.
+        centre: subtract the channel means.
+
+    Returns:
+        (M, h, w).
+    """
+    n, _, h, w = tape.features.shape
+    # eigenvectors of nearly equal eigenvalues are fixed by the last digits: float64
+    cells = tape.features.flatten(2).transpose(1, 2).double()
+    length = cells.norm(dim=2)
+    if centre:
+        cells = cells - cells.mean(1, keepdim=True)
+    if cells.shape[1] <= cells.shape[2]:
+        values, vectors = torch.linalg.eigh(cells @ cells.transpose(1, 2))
+        maps = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
+    else:
+        vectors = torch.linalg.eigh(cells.transpose(1, 2) @ cells).eigenvectors
+        maps = (cells @ vectors[:, :, -1:]).squeeze(2)
+    agreement = (maps * (length - length.mean(1, keepdim=True))).sum(1, keepdim=True)
+    maps = torch.where(agreement < 0, -maps, maps).to(tape.features.dtype)
+    return maps.reshape(n, h, w)[cases[:, 0].to(maps.device)]

@@ -1,0 +1,93 @@
+"""What a map method is, and the few steps all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsod.errors import MapError
+
+if TYPE_CHECKING:
+    from wsod.maps.tape import Tape
+
+__all__ = ["MapMethod", "Need", "combine", "rectify"]
+
+Need = Literal["class_weights", "gradient", "input_gradient", "forwards", "nothing"]
+
+
+@dataclass(frozen=True)
+class MapMethod:
+    """An attention map method: raw maps from a tape, never resized, normalised or thresholded.
+
+    Args:
+        function: `(tape, cases, *, create_graph, **options) → (M, h, w)`; for a control that needs
+            nothing, `(size) → (h, w)` numpy.
+        summary: one line: the equation or the idea.
+        citation: where it was published.
+        needs: what the tape has to give: `class_weights` (a head that is linear on pooled features),
+            `gradient` (at the target layer), `input_gradient` (the whole graph), `forwards` (further
+            forward passes), `nothing` (neither classifier nor image).
+        class_specific: whether the map depends on the class.
+        differentiable: whether `create_graph=True` gives maps that can be trained through.
+        values: `raw` scores of any sign, or `probability`.
+        supervision: what it uses beyond the classifier's own.
+    """
+
+    function: Callable[..., Any]
+    summary: str
+    citation: str
+    needs: frozenset[Need] = frozenset()
+    class_specific: bool = True
+    differentiable: bool = True
+    values: Literal["raw", "probability"] = "raw"
+    supervision: tuple[str, ...] = ()
+
+    def __call__(self, tape: Tape, cases: Tensor, *, create_graph: bool = False, **options: Any) -> Tensor:
+        """Maps of some cases.
+
+        Args:
+            tape: the forward pass of the batch.
+            cases: (M, 2) int64, rows of (row in the batch, label).
+            create_graph: keep the graph of the derivatives, to train through the maps.
+            options: the method's own.
+
+        Returns:
+            (M, h, w), float32 or float64, at the method's native resolution.
+        """
+        if "nothing" in self.needs:
+            height, width = tape.images.shape[-2:]
+            one = torch.from_numpy(self.control((height, width), **options))
+            return one.to(tape.images.device, torch.float32).expand(len(cases), *one.shape)
+        maps: Tensor = self.function(tape, cases, create_graph=create_graph, **options)
+        return maps
+
+    def control(self, size: tuple[int, int], **options: Any) -> NDArray[np.float64]:
+        """(h, w) float64 map of a control that needs neither classifier nor image.
+
+        Args:
+            size: (height, width) of the original image.
+            options: the method's own.
+
+        Raises:
+            MapError: for a method that is no such control.
+        """
+        if "nothing" not in self.needs:
+            raise MapError(self.summary, "a control, to be made without a classifier", "a map method")
+        values: NDArray[np.float64] = self.function(size, **options)
+        return values
+
+
+def combine(weights: Tensor, features: Tensor) -> Tensor:
+    """Σ_d weights[m, d] · features[m, d, y, x]: (M, D) and (M, D, h, w) → (M, h, w)."""
+    return torch.einsum("md,mdhw->mhw", weights.to(features.dtype), features)
+
+
+def rectify(maps: Tensor, relu: bool) -> Tensor:
+    """The last ReLU that many papers apply; without it, evidence against the class stays visible."""
+    return maps.relu() if relu else maps
