@@ -1,0 +1,180 @@
+"""What every metric is: counts that add, a score made from them at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsod.errors import ConfigError, DataError, MapError
+from wsod.scoremaps import MapProcessing
+from wsod.types import AttentionMaps, Sample, Score
+
+__all__ = ["CaseMean", "Evidence", "Metric", "accepted_thresholds"]
+
+Array = NDArray[Any]
+Evidence = float | Array
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Metric(ABC):
+    """A score over a set of images, counted image by image.
+
+    The fields of a concrete metric are its options. State is a dictionary of arrays that add, so that
+    `merge(update(A), update(B))` equals `update(A ∪ B)`, whatever the order.
+
+    Args:
+        classes: number of classes of the data set.
+        processing: how maps become score maps (a protocol's `[maps]`).
+    """
+
+    name: ClassVar[str]
+    #: how `value` follows from the case scores, for intervals; None = it is no mean of cases
+    average: ClassVar[Literal["cases", "classes"] | None] = None
+
+    classes: int
+    processing: MapProcessing = dataclasses.field(default_factory=MapProcessing)
+
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise ConfigError(self.name, "at least one class", self.classes)
+        self._seen: set[str] = set()
+        self._state: dict[str, Array] = self._empty()
+        self._state["skipped"] = np.zeros((), np.int64)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it cannot do without: "boxes", "masks", "ranking"."""
+        return frozenset({"boxes"})
+
+    @property
+    def supervision(self) -> tuple[str, ...]:
+        """What of the evaluated split's truth this metric's options used beyond scoring."""
+        return ()
+
+    def update(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
+        """Count one image.
+
+        Returns:
+            Each counted case's own evidence by label: a number, or an array over thresholds.
+
+        Raises:
+            MapError: an image counted before, maps of another image or size, a label that is no class.
+        """
+        if maps.image_id != sample.image_id or tuple(maps.size) != tuple(sample.size):
+            got = f"maps of {maps.image_id}, {maps.size[1]}x{maps.size[0]}"
+            raise MapError(sample.image_id, f"maps of this {sample.size[1]}x{sample.size[0]} image", got)
+        self._check(sample, maps.labels.tolist())
+        if "ranking" in self.needs and maps.ranking is None:
+            hint = "Compute maps with a classifier, or store the ranking with them."
+            raise MapError(sample.image_id, f"a class ranking, which {self.name} needs", "none", hint)
+        evidence = self._count(maps, sample)
+        self._seen.add(sample.image_id)
+        return evidence
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of the same metric over other images.
+
+        Raises:
+            ConfigError: another metric, or other options.
+            MapError: an image that both have counted.
+        """
+        if type(self) is not type(other) or self.options() != other.options():
+            raise ConfigError(self.name, "a metric with the same options", f"{other}")
+        twice = self._seen & other._seen
+        if twice:
+            raise MapError(min(twice), "each image once", f"{len(twice)} counted on both sides")
+        self._seen |= other._seen
+        for key, counts in other._state.items():
+            self._state[key] = self._state[key] + counts
+
+    def options(self) -> Mapping[str, Any]:
+        """The options by name, `classes` and `processing` among them."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @abstractmethod
+    def compute(self) -> Score:
+        """The score so far; NaN with count 0 before the first image."""
+
+    def case_score(self, evidence: Evidence, score: Score) -> float:
+        """A case's own score, from its evidence, once a threshold is chosen (in `score`)."""
+        return float(evidence)
+
+    @abstractmethod
+    def _empty(self) -> dict[str, Array]:
+        """Zero counts."""
+
+    @abstractmethod
+    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
+        """Add one image's counts. Everything that can fail comes before the first count."""
+
+    def _check(self, sample: Sample, labels: list[int]) -> None:
+        if sample.image_id in self._seen:
+            raise MapError(sample.image_id, "each image once", f"a second {self.name} update")
+        known = [*labels, *sample.labels.tolist()]
+        if known and not 0 <= min(known) <= max(known) < self.classes:
+            raise DataError(sample.image_id, f"labels below {self.classes}", sorted(set(known)))
+
+    def _skip(self, cases: int = 1) -> None:
+        self._state["skipped"] = self._state["skipped"] + cases
+
+    @property
+    def _skipped(self) -> int:
+        return int(self._state["skipped"])
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class CaseMean(Metric):
+    """A metric that is the mean of one number a case, over cases or over the means of classes."""
+
+    average: ClassVar[Literal["cases", "classes"] | None] = "cases"
+
+    @abstractmethod
+    def case(self, maps: AttentionMaps, k: int, sample: Sample) -> float | None:
+        """The k-th map's own score; None where the metric's rule leaves the case out."""
+
+    def _empty(self) -> dict[str, Array]:
+        return {"sum": np.zeros(self.classes), "count": np.zeros(self.classes, np.int64)}
+
+    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
+        scores = {label: self.case(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+        counted: dict[int, Evidence] = {}
+        for label, score in scores.items():
+            if score is None:
+                self._skip()
+            else:
+                self._state["sum"][label] += score
+                self._state["count"][label] += 1
+                counted[label] = score
+        return counted
+
+    def compute(self) -> Score:
+        total, count = self._state["sum"], self._state["count"]
+        seen = np.flatnonzero(count)
+        per_class = {int(label): float(total[label] / count[label]) for label in seen}
+        if not per_class:
+            value = math.nan
+        elif self.average == "classes":
+            value = math.fsum(per_class.values()) / len(per_class)
+        else:
+            value = float(total.sum() / count.sum())
+        return Score(value, int(count.sum()), self._skipped, per_class)
+
+
+def accepted_thresholds(where: str, thresholds: tuple[float, ...], step: float) -> NDArray[np.float64]:
+    """The explicit thresholds, or 0, step, 2·step … below 1; ascending values in [0, 1).
+
+    Raises:
+        ConfigError: for any other.
+    """
+    if not thresholds and not 1e-4 <= step < 1:
+        raise ConfigError(f"{where}: step", "a value from 0.0001 to below 1", step)
+    values = np.asarray(thresholds or np.arange(0, 1, step), np.float64)
+    if not ((values >= 0).all() and (values < 1).all() and (np.diff(values) > 0).all()):
+        raise ConfigError(f"{where}: thresholds", "ascending values in [0, 1)", thresholds)
+    return values

@@ -1,0 +1,177 @@
+"""Does a map's box meet the truth? At every threshold and several IoUs, for the metrics that count it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsod.boxes.iou import iou
+from wsod.boxes.sweep import ThresholdSweep, threshold_sweep
+from wsod.errors import ConfigError, MapError
+from wsod.metrics.base import Evidence, Metric, accepted_thresholds
+from wsod.metrics.truth import FrameRule, boxes_in_frame
+from wsod.scoremaps import MapProcessing
+from wsod.types import AttentionMaps, Sample, Score
+
+__all__ = ["BoxHits", "sweep_of"]
+
+Array = NDArray[Any]
+Bool = NDArray[np.bool_]
+
+
+def sweep_of(maps: AttentionMaps, k: int, processing: MapProcessing, holes: bool) -> ThresholdSweep:
+    """The k-th map's threshold sweep, computed once however many metrics ask."""
+    key = ("sweep", processing, k, holes)
+    if key not in maps.cache:
+        try:
+            maps.cache[key] = threshold_sweep(processing.score(maps, k).scores, holes=holes)
+        except MapError as error:
+            where = f"{maps.image_id}, label {maps.labels[k]}"
+            raise MapError(where, error.expected, error.got, error.hint) from error
+    sweep: ThresholdSweep = maps.cache[key]
+    return sweep
+
+
+@dataclass(kw_only=True, eq=False)
+class BoxHits(Metric):
+    """Base of the metrics that count the cases whose box has enough IoU with any true box of the label.
+
+    A threshold of the map is global: one for all images. With several, the best is taken, on the split
+    that is evaluated, and the supervision column says so.
+
+    Args:
+        components: boxes of `all` components of the mask, a hit if any of them hits; or only the
+            `largest`, by contour area (`wsod.boxes.tree.largest_boxes`).
+        holes: the contours of holes are boxes too (with `all`), as in the WSOL benchmark's code. It
+            flatters noisy maps.
+        step: thresholds 0, step, 2·step … below 1 (all distinct masks of an 8-bit map at 0.001).
+        thresholds: explicit thresholds instead; a single one is fixed, not tuned.
+        edge: added to widths and heights in the IoU: 1 = x1, y1 are taken for the last pixel.
+        clip: the map's x1, y1 are at most width - 1, height - 1 (the WSOL benchmark).
+        truth: how true boxes come into a frame that is not the image (`boxes_in_frame`).
+        strict: IoU > needed, instead of >=.
+        difficult: difficult objects are truth too.
+        crowd: crowd objects are truth too.
+        empty: a map without any claim is a `miss`, or the box [0, 0, 0, 0] (`origin`), and a constant
+            map that is not zero is taken for a claim, as in the WSOL benchmark.
+    """
+
+    components: Literal["all", "largest"] = "largest"
+    holes: bool = False
+    step: float = 0.001
+    thresholds: tuple[float, ...] = ()
+    edge: Literal[0, 1] = 0
+    clip: bool = False
+    truth: FrameRule = "exact"
+    strict: bool = False
+    difficult: bool = True
+    crowd: bool = False
+    empty: Literal["miss", "origin"] = "miss"
+
+    def __post_init__(self) -> None:
+        if not all(0 < needed <= 1 for needed in self._ious) or not self._ious:
+            raise ConfigError(f"{self.name}: iou", "values above 0, at most 1", self._ious)
+        super().__post_init__()
+
+    @cached_property
+    def _thresholds(self) -> NDArray[np.float64]:
+        return accepted_thresholds(self.name, self.thresholds, self.step)
+
+    @property
+    def _ious(self) -> tuple[float, ...]:
+        """The IoUs needed for a hit, each counted apart."""
+        raise NotImplementedError
+
+    @property
+    def supervision(self) -> tuple[str, ...]:
+        return ("threshold: evaluated split",) if len(self._thresholds) > 1 else ()
+
+    def _empty(self) -> dict[str, Array]:
+        shape = (self.classes, len(self._ious), len(self._thresholds))
+        return {"hits": np.zeros(shape, np.int64), "count": np.zeros(self.classes, np.int64)}
+
+    def _true_boxes(self, sample: Sample, label: int) -> NDArray[np.float64] | None:
+        """In the frame; None where the image has the label but no box to score it against."""
+        if len(sample.labels) and not len(sample.boxes):
+            return None
+        boxes = sample.boxes_of(label, difficult=self.difficult, crowd=self.crowd)
+        if not len(boxes) and label in sample.labels:
+            return None
+        frame = (self.processing.frame,) * 2 if self.processing.frame else sample.size
+        return boxes_in_frame(boxes, sample.size, frame, self.truth)
+
+    def _hits(self, maps: AttentionMaps, k: int, sample: Sample) -> Bool | None:
+        """(IoUs, thresholds) bool: does the k-th map's box hit; None where there is no truth."""
+        truth = self._true_boxes(sample, int(maps.labels[k]))
+        if truth is None:
+            return None
+        misses = np.zeros((len(self._ious), len(self._thresholds)), np.bool_)
+        if not len(truth) or (self.empty == "miss" and self.processing.score(maps, k).constant):
+            return misses
+        sweep = sweep_of(maps, k, self.processing, self.holes)
+        if not sweep.maximum:
+            if self.empty == "miss":
+                return misses
+            by_level = iou([0, 0, 0, 0], truth, self.edge).max(1)
+        elif self.components == "all":
+            by_level = sweep.best_iou(truth, self.edge, self.clip)
+        else:
+            by_level = sweep.largest_iou(truth, self.edge, self.clip)
+        overlaps = sweep.at(by_level, self._thresholds)[None, :]
+        needed = np.array(self._ious)[:, None]
+        hits: Bool = overlaps > needed if self.strict else overlaps >= needed
+        return hits
+
+    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
+        found = {label: self._hits(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+        counted: dict[int, Evidence] = {}
+        for label, hits in found.items():
+            if hits is None:
+                self._skip()
+            else:
+                self._tally(label, hits)
+                counted[label] = hits
+        return counted
+
+    def _tally(self, label: int, hits: Bool) -> None:
+        self._state["hits"][label] += hits
+        self._state["count"][label] += 1
+
+    def compute(self) -> Score:
+        """Mean over IoUs of the best over thresholds of the share of cases that hit."""
+        hits, count = self._state["hits"], self._state["count"]
+        n = int(count.sum())
+        thresholds = self._thresholds.tolist()
+        if not n:
+            return Score(float("nan"), 0, self._skipped)
+        curves = hits.sum(0) / n
+        best = curves.argmax(1)
+        chosen = hits[:, np.arange(len(best)), best]
+        per_class = {int(c): float((chosen[c] / count[c]).mean()) for c in np.flatnonzero(count)}
+        names = [f"{needed:g}" for needed in self._ious]
+        values = curves.max(1)
+        several = len(names) > 1
+        return Score(
+            float(values.mean()),
+            n,
+            self._skipped,
+            per_class,
+            thresholds,
+            dict(zip(names, curves.tolist(), strict=True)) if several else curves[0].tolist(),
+            dict(zip(names, self._thresholds[best].tolist(), strict=True))
+            if several
+            else thresholds[int(best[0])],
+            dict(zip(names, values.tolist(), strict=True)) if several else {},
+        )
+
+    def case_score(self, evidence: Evidence, score: Score) -> float:
+        """Share of the IoUs at which the case hits, each at its best threshold."""
+        best = score.best_threshold
+        chosen = best.values() if isinstance(best, dict) else [best]
+        places = np.searchsorted(self._thresholds, np.array(list(chosen), np.float64))
+        hits = np.asarray(evidence).reshape(len(self._ious), -1)
+        return float(hits[np.arange(len(hits)), places].mean())
