@@ -96,7 +96,8 @@ def _options(kind: type[Dataset], spec: str, rest: str) -> dict[str, Any]:
         if needed and key not in table:
             root = os.environ.get("WSOD_DATA")
             if root is None or len(kind.paths) > 1:
-                raise ConfigError(spec, kind.usage, f"no {key}", "A root may also come from $WSOD_DATA.")
+                hint = "A root may also come from $WSOD_DATA." if len(kind.paths) == 1 else ""
+                raise ConfigError(spec, kind.usage, f"no {key}", hint)
             table[key] = Path(root)
     return table
 

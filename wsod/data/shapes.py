@@ -240,7 +240,7 @@ def _objects(canvas: Canvas, draw: Draw, side: int, main: int, cue: int | None) 
     for n in range(wanted):
         label = main if n == 0 or draw() < 0.25 else draw.integer(len(names))
         for _ in range(6):
-            centre = (draw(0.02, 0.98) * canvas.width, draw(0.02, 0.98) * canvas.height)
+            centre = (draw(0.08, 0.92) * canvas.width, draw(0.08, 0.92) * canvas.height)
             radius = (0.12 + 0.24 * draw() * (0.4 + 0.6 * draw())) * side
             stamp = Stamp.place(canvas, OUTLINES[names[label]], centre, radius, draw.turn(), draw(0.8, 1.25))
             solid = stamp.cover > 0.5
