@@ -275,10 +275,8 @@ def _rasterise(polygons: Any, size: tuple[int, int], where: str) -> Bool:
             raise DataError(where, "polygons of at least 3 points x, y", f"{str(polygon)[:60]}")
         if max(abs(float(value)) for value in polygon) > reach:
             raise DataError(where, f"polygons in or near {width}x{height}", f"{str(polygon)[:60]}")
-    merged: NDArray[np.uint8] = coco_mask.decode(
-        coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    )
-    return merged.astype(np.bool_)
+    merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return decode_rle({"size": [height, width], "counts": merged["counts"]}, size, where)
 
 
 def _numbers(values: object) -> TypeGuard[Sequence[float]]:
