@@ -32,8 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "results": {"errors", "types", "config"},
     "pipeline": {"errors", "types", "data", "models", "maps"},
 }
-EVERYTHING = {*ALLOWED, "evaluate"}
-ALLOWED["evaluate"] = EVERYTHING | {"report"}  # pictures of a run are drawn where its maps are at hand
+EVERYTHING = {*ALLOWED, "evaluation"}
+ALLOWED["evaluation"] = EVERYTHING | {"report"}  # pictures of a run are drawn where its maps are at hand
 ALLOWED["report"] = EVERYTHING
 ALLOWED["cli"] = EVERYTHING | {"report", ""}
 NO_TORCH = {

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from wsod.boxes.sweep import ThresholdSweep, threshold_sweep
     from wsod.data import open_dataset
     from wsod.errors import WsodError
-    from wsod.evaluate import evaluate
+    from wsod.evaluation import evaluate
     from wsod.maps.extract import attention_maps
     from wsod.models import load_classifier
     from wsod.types import AttentionMaps, Sample, Score
@@ -25,7 +25,7 @@ _HOMES = {
     "ThresholdSweep": "wsod.boxes.sweep",
     "WsodError": "wsod.errors",
     "attention_maps": "wsod.maps.extract",
-    "evaluate": "wsod.evaluate",
+    "evaluate": "wsod.evaluation",
     "heatmap_to_boxes": "wsod.boxes.convert",
     "heatmap_to_mask": "wsod.boxes.convert",
     "load_classifier": "wsod.models",

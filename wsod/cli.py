@@ -112,7 +112,7 @@ def evaluate(maps: tuple[str, ...], out: Path | None, **options: Any) -> None:
     wsod evaluate --maps gradcam --checkpoint ft.pt
     wsod evaluate --maps gradcam --maps center --checkpoint ft.pt --data voc2012:VOCdevkit --out runs/a
     """
-    from wsod.evaluate import evaluate as run
+    from wsod.evaluation import evaluate as run
     from wsod.report.tables import print_results
 
     with progress_bar("evaluating") as progress:
@@ -129,7 +129,7 @@ def evaluate(maps: tuple[str, ...], out: Path | None, **options: Any) -> None:
 @click.option("--out", type=FOLDER, required=True, help="Each method's maps go to OUT/METHOD.")
 def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
     """Compute and store attention maps only. Run again, it goes on where it stopped."""
-    from wsod.evaluate import compute_maps
+    from wsod.evaluation import compute_maps
 
     with progress_bar("computing maps") as progress:
         computed, faults = compute_maps(maps, out, progress=progress, **options)

@@ -77,7 +77,7 @@ class MapStore:
 def expand_map_folders(name: str) -> list[Path]:
     """The stores a `--maps` argument means: none for a method's name, itself, or its subfolders."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not name or not folder.is_dir():
         return []
     stores = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
     return stores if stores and not (folder / MANIFEST).exists() else [folder]

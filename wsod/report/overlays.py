@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.font_manager import findfont
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,7 +21,14 @@ __all__ = ["overlay", "save_overlays"]
 
 TRUTH, CLAIM = (0, 230, 118), (255, 64, 129)
 PANEL = 320  # pixels: the longer side of a panel
-MARGIN, HEAD = 8, 26
+MARGIN, HEAD, CAPTION = 8, 26, 18
+CAPTIONS = ("truth (green)", "attention map", "mask", "boxes: claimed (pink), true (green)")
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # comes with matplotlib, and has the letters of most class names
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)
 
 
 def _heat(image: NDArray[np.uint8], scores: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -70,11 +79,13 @@ def overlay(
     _draw_boxes(panels[0], truth, TRUTH, scale)
     _draw_boxes(panels[3], truth, TRUTH, scale)
     _draw_boxes(panels[3], claims, CLAIM, scale)
-    sheet = Image.new("RGB", (MARGIN + 4 * (size[0] + MARGIN), HEAD + size[1] + MARGIN), "white")
-    for i, panel in enumerate(panels):
-        sheet.paste(panel, (MARGIN + i * (size[0] + MARGIN), HEAD))
+    sheet = Image.new("RGB", (MARGIN + 4 * (size[0] + MARGIN), HEAD + size[1] + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 6), title, fill="black", font=ImageFont.load_default(13))
+    draw.text((MARGIN, 5), title, fill="black", font=_font(13))
+    for i, (panel, caption) in enumerate(zip(panels, CAPTIONS, strict=True)):
+        left = MARGIN + i * (size[0] + MARGIN)
+        sheet.paste(panel, (left, HEAD))
+        draw.text((left, HEAD + size[1] + 2), caption, fill="dimgray", font=_font(11))
     return sheet
 
 

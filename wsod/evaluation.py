@@ -1,0 +1,389 @@
+"""The one place where the stages meet: data → maps → scores → result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from wsod.config import bind, plain
+from wsod.data import open_dataset
+from wsod.data.dataset import Dataset
+from wsod.errors import ConfigError, DataError, WsodError
+from wsod.metrics import Metric
+from wsod.pipeline import Fault, LabelRule, iterate_maps
+from wsod.protocols import Protocol, load_protocol
+from wsod.results import Case, Result, Row, provenance, score_fields
+from wsod.stats import bootstrap_interval
+from wsod.store import MapStore, expand_map_folders
+from wsod.types import AttentionMaps, Sample, Score
+
+if TYPE_CHECKING:
+    from wsod.maps import MapMethod
+    from wsod.models import Classifier
+
+__all__ = ["Request", "compute_maps", "evaluate"]
+
+Progress = Callable[[int, int], None]
+Maps = str | Path | Sequence[str | Path]
+Item = tuple[Sample, dict[str, AttentionMaps]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate: the options of `wsod evaluate`.
+
+    Args:
+        maps: method names or folders of maps, one row each.
+        checkpoint: an ft.pt of `atcon finetune`, or a plain state dict (then with `arch`).
+        arch: architecture of a plain state dict.
+        target_layer: module path that overrides the architecture's own.
+        data: data set spec, such as `shapes` or `voc2012:ROOT`.
+        split: the split; None = the data set's usual one for evaluation.
+        config: protocol name or TOML file.
+        metrics: names, to compute these instead of all of the protocol's.
+        labels: classes whose maps are made: the true ones, the predicted one, or the five best.
+        limit: first N images only; 0 = all.
+        on_error: stop at the first fault, or go on and list it.
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: images a forward pass.
+        threads: image decoding threads.
+        save_maps: keep the maps under OUT/maps.
+        save_overlays: pictures of the first N cases under OUT/overlays.
+        seed: of the bootstrap.
+    """
+
+    maps: tuple[str, ...]
+    checkpoint: Path | None = None
+    arch: str | None = None
+    target_layer: str | None = None
+    data: str = "shapes"
+    split: str | None = None
+    config: str = "default"
+    metrics: tuple[str, ...] = ()
+    labels: LabelRule = "truth"
+    limit: int = 0
+    on_error: Literal["fail", "skip"] = "fail"
+    device: str = "auto"
+    batch_size: int = 16
+    threads: int = 2
+    save_maps: bool = False
+    save_overlays: int = 0
+    seed: int = 0
+
+
+@dataclass
+class _Run:
+    """A request with everything it names opened and checked."""
+
+    request: Request
+    dataset: Dataset
+    indices: Sequence[int]
+    methods: dict[str, MapMethod] = field(default_factory=dict)
+    stores: dict[str, MapStore] = field(default_factory=dict)
+    classifier: Classifier | None = None
+    device: str = "cpu"
+
+    def supervision(self, name: str) -> tuple[str, ...]:
+        if name in self.stores:
+            return self.stores[name].supervision
+        method = self.methods[name]
+        used = method.supervision
+        if self.classifier is not None and "nothing" not in method.needs:
+            used = (*used, *self.classifier.supervision)
+        return tuple(dict.fromkeys(used))
+
+
+def _request(maps: Maps, options: Mapping[str, Any]) -> Request:
+    names = [maps] if isinstance(maps, str | Path) else maps
+    given = {key: value for key, value in options.items() if value is not None}
+    return bind(Request, {**given, "maps": [str(name) for name in names]}, "evaluate")
+
+
+def _open(request: Request) -> _Run:
+    dataset = open_dataset(request.data, request.split)
+    count = min(request.limit or len(dataset), len(dataset))
+    if not count:
+        raise DataError(request.data, "at least one image", f"none in split {dataset.split!r}")
+    run = _Run(request, dataset, range(count))
+    for name in request.maps:
+        folders = expand_map_folders(name)
+        for folder in folders:
+            run.stores[str(folder) if len(folders) == 1 else folder.name] = MapStore(
+                folder, len(dataset.classes)
+            )
+        if not folders:
+            from wsod.maps import METHODS
+
+            run.methods[name] = METHODS[name]
+    if not run.methods and not run.stores:
+        raise ConfigError("--maps", "a method's name or a folder of maps", "none", "See `wsod list maps`.")
+    if any("nothing" not in method.needs for method in run.methods.values()):
+        if request.checkpoint is None:
+            raise ConfigError(
+                "--maps " + ", ".join(run.methods),
+                "a classifier",
+                "no --checkpoint",
+                "Pass --checkpoint ft.pt, or a state dict with --arch NAME.",
+            )
+        from wsod.device import pick_device
+        from wsod.models import load_classifier
+
+        run.device = pick_device(request.device)
+        run.classifier = load_classifier(
+            request.checkpoint, arch=request.arch, target_layer=request.target_layer, device=run.device
+        )
+    return run
+
+
+def _items(run: _Run, indices: Sequence[int], progress: Progress | None) -> Iterator[Item | Fault]:
+    """Every image with all its maps, computed and read; faults as the request says."""
+    request, total = run.request, len(indices)
+    if run.methods:
+        computed: Iterator[Item | Fault] = iterate_maps(
+            run.dataset,
+            indices,
+            run.methods,
+            run.classifier,
+            labels=request.labels,
+            device=run.device,
+            batch_size=request.batch_size,
+            threads=request.threads,
+        )
+    else:
+        computed = _annotations(run.dataset, indices)
+    for done, item in enumerate(computed, 1):
+        result = item
+        if not isinstance(item, Fault):
+            sample, maps = item
+            try:
+                for name, store in run.stores.items():
+                    maps[name] = _chosen(store.read(sample), sample, request.labels)
+            except WsodError as error:
+                result = Fault(sample.image_id, error)
+        if isinstance(result, Fault) and request.on_error == "fail":
+            raise result.error
+        yield result
+        if progress:
+            progress(done, total)
+
+
+def _annotations(dataset: Dataset, indices: Sequence[int]) -> Iterator[Item | Fault]:
+    for index in indices:
+        try:
+            yield dataset[index], {}
+        except WsodError as error:
+            yield Fault(dataset.ids[index], error)
+
+
+def _chosen(maps: AttentionMaps, sample: Sample, rule: LabelRule) -> AttentionMaps:
+    """The stored maps that the label rule asks for."""
+    if rule == "truth":
+        wanted = list(sample.classes)
+    elif maps.ranking is None:
+        raise ConfigError(
+            f"--labels {rule}", "maps that say how the classifier ranks the classes", "maps without a ranking"
+        )
+    else:
+        wanted = [int(label) for label in maps.ranking if label >= 0][: 1 if rule == "predicted" else 5]
+    place = {int(label): k for k, label in enumerate(maps.labels)}
+    missing = [label for label in wanted if label not in place]
+    if missing:
+        raise DataError(
+            maps.image_id,
+            f"maps of labels {wanted}",
+            f"maps of {maps.labels.tolist()}",
+            "Make the missing maps too.",
+        )
+    keep = [place[label] for label in wanted]
+    return AttentionMaps(
+        maps.image_id, maps.size, np.array(wanted), maps.values[keep], maps.ranking, maps.region
+    )
+
+
+def compute_maps(
+    maps: Maps, out: Path | str, *, progress: Progress | None = None, **options: Any
+) -> tuple[int, list[Fault]]:
+    """Compute and store maps only; images whose maps are there already are not computed again.
+
+    Args:
+        maps: method names.
+        out: folder; each method's maps go to OUT/METHOD.
+        progress: called with (images done, images in all).
+        options: fields of `Request`.
+
+    Returns:
+        How many images were computed, and the faults (under `on_error="skip"`).
+    """
+    out, run = Path(out), _open(_request(maps, options))
+    if run.stores:
+        raise ConfigError("--maps", "method names", ", ".join(run.stores), "These maps are on disk already.")
+    stores = {name: MapStore(out / name, len(run.dataset.classes)) for name in run.methods}
+    ids = run.dataset.ids
+    missing = [i for i in run.indices if not all(store.has(ids[i]) for store in stores.values())]
+    faults, computed = [], 0
+    for item in _items(run, missing, progress):
+        if isinstance(item, Fault):
+            faults.append(item)
+            continue
+        for name, one in item[1].items():
+            stores[name].write(one)
+        computed += 1
+    _finish_stores(run, stores)
+    return computed, faults
+
+
+def _finish_stores(run: _Run, stores: Mapping[str, MapStore]) -> None:
+    for name, store in stores.items():
+        about = {"schema": 1, "maps": name, "supervision": run.supervision(name)}
+        about |= {"images": len(run.indices), "classes": run.dataset.classes, "config": plain(run.request)}
+        store.finish(about)
+
+
+def evaluate(
+    maps: Maps, *, out: Path | str | None = None, progress: Progress | None = None, **options: Any
+) -> Result:
+    """Make or read attention maps, score them by a protocol, and (with `out`) write the result directory.
+
+        evaluate(["gradcam", "center"], checkpoint="ft.pt", data="voc2012:VOCdevkit", config="default")
+
+    Args:
+        maps: method names or folders of maps, a row each.
+        out: result directory: result.json, cases.jsonl, and maps/ and overlays/ where asked for.
+        progress: called with (images done, images in all).
+        options: the other fields of `Request`.
+
+    Raises:
+        WsodError: at the first fault, unless `on_error="skip"`.
+    """
+    request = _request(maps, options)
+    out = None if out is None else Path(out)
+    protocol = load_protocol(request.config)
+    run = _open(request)
+    if (request.save_maps or request.save_overlays) and out is None:
+        raise ConfigError("--save-maps, --save-overlays", "a folder to write to", "no --out")
+    names = [*run.methods, *run.stores]
+    boards = {name: _Board(protocol.build(len(run.dataset.classes), request.metrics)) for name in names}
+    stores = {}
+    if request.save_maps and out is not None:
+        stores = {name: MapStore(out / "maps" / name, len(run.dataset.classes)) for name in run.methods}
+    kept: list[Item] = []
+    skipped: list[dict[str, str]] = []
+    for item in _items(run, run.indices, progress):
+        if isinstance(item, Fault):
+            skipped.append({"image": item.image, "error": str(item.error)})
+            continue
+        sample, found = item
+        for name, one in found.items():
+            boards[name].update(one, sample)
+            if name in stores:
+                stores[name].write(one)
+        if sum(len(s.classes) for s, _ in kept) < request.save_overlays and found:
+            kept.append(item)
+        for one in found.values():
+            one.cache.clear()
+    _finish_stores(run, stores)
+    rows, cases = [], []
+    for name, board in boards.items():
+        row, some = board.finish(name, run)
+        rows.append(row)
+        cases += some
+    result = Result(
+        config={**plain(request), "split": run.dataset.split, "protocol": plain(protocol)},
+        provenance=provenance(seed=request.seed, device=run.device, checkpoint=_about(run.classifier)),
+        rows=tuple(rows),
+        skipped=tuple(skipped),
+        cases=tuple(cases),
+    )
+    if out is not None:
+        if request.save_overlays:
+            from wsod.report.overlays import save_overlays
+
+            thresholds = {name: board.threshold() for name, board in boards.items()}
+            pixels = ((sample, _pixels(run.dataset, sample), found) for sample, found in kept)
+            save_overlays(
+                out / "overlays",
+                pixels,
+                thresholds,
+                protocol.maps,
+                run.dataset.classes,
+                request.save_overlays,
+            )
+        result.save(out)
+    return result
+
+
+def _pixels(dataset: Dataset, sample: Sample) -> Any:
+    return dataset.image(dataset.ids.index(sample.image_id))
+
+
+def _about(classifier: Classifier | None) -> dict[str, Any] | None:
+    return None if classifier is None else classifier.about()
+
+
+class _Board:
+    """One row's metrics and the evidence of its cases."""
+
+    def __init__(self, metrics: dict[str, Metric]) -> None:
+        self.metrics = metrics
+        self.evidence: dict[str, dict[tuple[str, int], Any]] = {name: {} for name in metrics}
+        self.scores: dict[str, Score] = {}
+        self.missing: dict[str, str] = {}
+
+    def update(self, maps: AttentionMaps, sample: Sample) -> None:
+        for name, metric in self.metrics.items():
+            lacking = _lacking(metric, maps, sample)
+            if lacking:
+                self.missing[name] = lacking
+                continue
+            for label, value in metric.update(maps, sample).items():
+                self.evidence[name][sample.image_id, label] = value
+
+    def threshold(self) -> float:
+        """The threshold pictures are drawn at: the one the first swept metric chose."""
+        for score in self.scores.values():
+            if isinstance(score.best_threshold, float):
+                return score.best_threshold
+        return 0.5
+
+    def finish(self, name: str, run: _Run) -> tuple[Row, list[Case]]:
+        classes, seed = run.dataset.classes, run.request.seed
+        table: dict[str, dict[str, Any]] = {}
+        own: dict[tuple[str, int], dict[str, float]] = {}
+        supervision = list(run.supervision(name))
+        for metric_name, metric in self.metrics.items():
+            if metric_name in self.missing and not self.evidence[metric_name]:
+                continue
+            score = self.scores[metric_name] = metric.compute()
+            supervision += metric.supervision
+            evidence = self.evidence[metric_name]
+            values = {case: metric.case_score(value, score) for case, value in evidence.items()}
+            for case, value in values.items():
+                own.setdefault(case, {})[metric_name] = value
+            interval = None
+            if metric.average is not None and values:
+                images, labels = zip(*values, strict=True)
+                interval = bootstrap_interval(
+                    list(values.values()), images, labels, average=metric.average, seed=seed
+                )
+            table[metric_name] = score_fields(score, classes, interval)
+        cases = [Case(name, image, classes[label], scores) for (image, label), scores in own.items()]
+        return Row(name, tuple(dict.fromkeys(supervision)), table), cases
+
+
+def _lacking(metric: Metric, maps: AttentionMaps, sample: Sample) -> str:
+    if "ranking" in metric.needs and maps.ranking is None:
+        return "maps without a ranking of the classes"
+    if "masks" in metric.needs and sample.masks is None:
+        return "data without masks"
+    if "boxes" in metric.needs and len(sample.labels) and not len(sample.boxes):
+        return "data without boxes"
+    return ""
+
+
+def protocol_of(result: Result) -> Protocol:
+    """The protocol a result was made by, as it was then."""
+    return bind(Protocol, result.config["protocol"], "result.json: config.protocol")
