@@ -47,6 +47,9 @@ def _shared(function: Any) -> Any:
                 "--target-layer", metavar="PATH", help="Module whose output is mapped, such as layer3.1."
             ),
             click.option(
+                "--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own."
+            ),
+            click.option(
                 "--data",
                 default="shapes",
                 show_default=True,

@@ -41,6 +41,7 @@ class Request:
         checkpoint: an ft.pt of `atcon finetune`, or a plain state dict (then with `arch`).
         arch: architecture of a plain state dict.
         target_layer: module path that overrides the architecture's own.
+        size: input side in pixels that overrides the checkpoint's or the architecture's own.
         data: data set spec, such as `shapes` or `voc2012:ROOT`.
         split: the split; None = the data set's usual one for evaluation.
         config: protocol name or TOML file.
@@ -60,6 +61,7 @@ class Request:
     checkpoint: Path | None = None
     arch: str | None = None
     target_layer: str | None = None
+    size: int | None = None
     data: str = "shapes"
     split: str | None = None
     config: str = "default"
@@ -134,7 +136,11 @@ def _open(request: Request) -> _Run:
 
         run.device = pick_device(request.device)
         run.classifier = load_classifier(
-            request.checkpoint, arch=request.arch, target_layer=request.target_layer, device=run.device
+            request.checkpoint,
+            arch=request.arch,
+            target_layer=request.target_layer,
+            size=request.size,
+            device=run.device,
         )
     return run
 
