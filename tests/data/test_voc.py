@@ -13,6 +13,7 @@ from PIL import Image
 from tests.conftest import SHARED, needs_shared
 from tests.data.files import voc_object, write_mask, write_voc, xml
 from wsod.data import check, open_dataset
+from wsod.data.masks import ObjectPngMasks
 from wsod.data.voc import VOC_CLASSES, Voc2007, Voc2012
 from wsod.errors import ConfigError, DataError
 
@@ -71,6 +72,18 @@ def test_real_masks() -> None:
         for label in present:
             assert np.array_equal(sample.masks.of(label), raw == label + 1)
             assert np.array_equal(sample.masks.ignore(label), raw == 255)
+    boxed = 0
+    for sample in dataset:
+        if isinstance(sample.masks, ObjectPngMasks):
+            for n, box in enumerate(sample.boxes):
+                rows, columns = np.nonzero(sample.masks.instance(n))
+                tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+                # VOC's boxes were drawn apart from its masks, but in the same order
+                low, high = np.maximum(box, tight), np.minimum(box, tight)
+                both = (high[2:] - low[:2]).prod()
+                assert both / ((box[2:] - box[:2]).prod() + (tight[2:] - tight[:2]).prod() - both) > 0.7
+                boxed += 1
+    assert boxed == 8
     official = sum(sample.masks is not None for sample in Voc2012(root, "trainval"))
     augmented = sum(sample.masks is not None for sample in Voc2012(root, "trainval", masks="aug"))
     assert (official, augmented) == (117, 143)

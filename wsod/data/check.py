@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from wsod.data.dataset import Dataset
+from wsod.data.masks import InstanceMasks
 from wsod.errors import DataError
 
 __all__ = ["CheckReport", "check"]
@@ -86,15 +87,17 @@ def check(
 
 def _pixel_faults(dataset: Dataset, index: int) -> list[str]:
     """What is wrong with one image's pixels and masks."""
-    faults = []
+    reads: list[Callable[[], object]] = [lambda: dataset.image(index)] if dataset.has_images else []
     masks = dataset[index].masks
-    for read in (
-        (lambda: dataset.image(index)) if dataset.has_images else None,
-        masks.semantic if masks is not None else None,
-    ):
+    if masks is not None:
+        reads.append(masks.semantic)
+    if isinstance(masks, InstanceMasks) and len(dataset[index].boxes):
+        objects = masks
+        reads.append(lambda: objects.instance(0))
+    faults = []
+    for read in reads:
         try:
-            if read is not None:
-                read()
+            read()
         except DataError as error:
             faults.append(str(error))
     return faults

@@ -14,7 +14,7 @@ from wsod.data.dataset import read_labels
 from wsod.errors import DataError
 from wsod.types import Masks
 
-__all__ = ["VOID", "ArrayMasks", "InstanceMasks", "PngMasks", "SemanticMasks"]
+__all__ = ["VOID", "ArrayMasks", "InstanceMasks", "ObjectPngMasks", "PngMasks", "SemanticMasks"]
 
 VOID = 255
 """The value of unlabelled pixels in VOC's class masks."""
@@ -77,6 +77,32 @@ class PngMasks(SemanticMasks):
                 self.path, f"mask values 0..{self.classes} and {VOID}", f"the value {values.max()}"
             )
         return values
+
+
+@dataclass(frozen=True)
+class ObjectPngMasks(PngMasks):
+    """With a second PNG of single objects: 0 = background, n + 1 = the n-th box, 255 = void.
+
+    Args:
+        objects: that file (VOC's SegmentationObject, in the order of the XML's objects).
+        count: number of boxes.
+    """
+
+    objects: Path
+    count: int
+
+    def instance(self, n: int) -> Bool:
+        """(height, width) pixels of the n-th box.
+
+        Raises:
+            DataError: naming the file, where it is damaged, of another size or holds unknown objects.
+        """
+        values = read_labels(self.objects, self.size)
+        top = int(values[values != VOID].max(initial=0))
+        if top > self.count:
+            raise DataError(self.objects, f"objects 1..{self.count} and {VOID}", f"the object {top}")
+        pixels: Bool = values == n + 1
+        return pixels
 
 
 @dataclass(frozen=True, eq=False)

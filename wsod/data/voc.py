@@ -18,7 +18,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from wsod.data.dataset import Dataset, read_lines
-from wsod.data.masks import PngMasks
+from wsod.data.masks import ObjectPngMasks, PngMasks
 from wsod.errors import DataError
 from wsod.registry import nearest
 from wsod.types import Sample
@@ -40,7 +40,7 @@ EDGE = 1.0
 
 @dataclass
 class Voc(Dataset):
-    """A VOC devkit year: Annotations, ImageSets, JPEGImages, SegmentationClass.
+    """A VOC devkit year: Annotations, ImageSets, JPEGImages, SegmentationClass, SegmentationObject.
 
     Args:
         root: VOCdevkit, the folder that holds it, or the year's own folder.
@@ -120,21 +120,27 @@ class Voc(Dataset):
                 boxes=boxes,  # type: ignore[arg-type]  # Sample makes the arrays
                 labels=labels,  # type: ignore[arg-type]
                 difficult=difficult,  # type: ignore[arg-type]
-                masks=self._masks(image_id, size),
+                masks=self._masks(image_id, size, len(boxes)),
             )
         except DataError as error:
             raise DataError(path, error.expected, error.got, error.hint) from None
 
-    def _masks(self, image_id: str, size: tuple[int, int]) -> PngMasks | None:
-        for folder in ("SegmentationClass", "SegmentationClassAug")[: 1 + (self.masks == "aug")]:
-            if image_id in self._masked[folder]:
-                return PngMasks(self.directory / folder / f"{image_id}.png", size, len(self.classes))
+    def _masks(self, image_id: str, size: tuple[int, int], count: int) -> PngMasks | None:
+        folders, file, classes = self._masked, f"{image_id}.png", len(self.classes)
+        path = self.directory / "SegmentationClass" / file
+        if image_id in folders["SegmentationClass"]:
+            if image_id in folders["SegmentationObject"]:
+                objects = self.directory / "SegmentationObject" / file
+                return ObjectPngMasks(path, size, classes, objects, count)
+            return PngMasks(path, size, classes)
+        if self.masks == "aug" and image_id in folders["SegmentationClassAug"]:
+            return PngMasks(self.directory / "SegmentationClassAug" / file, size, classes)
         return None
 
     @cached_property
     def _masked(self) -> dict[str, frozenset[str]]:
         """Image ids with a mask, by folder: one listing instead of a look-up an image."""
-        folders = ("SegmentationClass", "SegmentationClassAug")
+        folders = ("SegmentationClass", "SegmentationClassAug", "SegmentationObject")
         return {name: frozenset(p.stem for p in (self.directory / name).glob("*.png")) for name in folders}
 
 
