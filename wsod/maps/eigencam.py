@@ -24,7 +24,7 @@ def eigencam(tape: Tape, cases: Tensor, *, create_graph: bool = False, centre: b
     Args:
         tape: the forward pass.
         cases: (M, 2) rows of (row, label).
-        create_graph: has no effect: the map is differentiable with respect to the features.
+        create_graph: differentiable with respect to the features (once: the first derivative is exact).
         centre: subtract the channel means.
 
     Returns:
@@ -37,11 +37,33 @@ def eigencam(tape: Tape, cases: Tensor, *, create_graph: bool = False, centre: b
     if centre:
         cells = cells - cells.mean(1, keepdim=True)
     if cells.shape[1] <= cells.shape[2]:
-        values, vectors = torch.linalg.eigh(cells @ cells.transpose(1, 2))
-        maps = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
+        gram = cells @ cells.transpose(1, 2)
+        first = _first_eigenvector(gram, create_graph)
+        # u·σ, with σ² = uᵀ·X·Xᵀ·u
+        maps = first * (first * (gram @ first)).sum(1, keepdim=True).clamp(min=0).sqrt()
     else:
-        vectors = torch.linalg.eigh(cells.transpose(1, 2) @ cells).eigenvectors
-        maps = (cells @ vectors[:, :, -1:]).squeeze(2)
+        maps = cells @ _first_eigenvector(cells.transpose(1, 2) @ cells, create_graph)
+    maps = maps.squeeze(2)
     agreement = (maps * (length - length.mean(1, keepdim=True))).sum(1, keepdim=True)
     maps = torch.where(agreement < 0, -maps, maps).to(tape.features.dtype)
     return maps.reshape(n, h, w)[cases[:, 0].to(maps.device)]
+
+
+def _first_eigenvector(gram: Tensor, differentiable: bool) -> Tensor:
+    """(N, n, n) symmetric → (N, n, 1) eigenvector of the largest eigenvalue.
+
+    The derivative of torch's `eigh` divides by the gaps between all eigenvalues, which are zero for dead
+    channels. Of the first vector alone it is dv = (λ - G)⁺·dG·v, added here as a term that is zero.
+    """
+    with torch.no_grad():
+        values, vectors = torch.linalg.eigh(gram)
+        first: Tensor = vectors[:, :, -1:]
+        if differentiable:
+            gaps = values[:, -1:] - values
+            inverse = torch.where(gaps > 1e-12 * values[:, -1:], 1 / gaps, 0.0)
+            inverse = (vectors * inverse[:, None, :]) @ vectors.transpose(1, 2)
+    if not differentiable:
+        return first
+    moved = gram @ first
+    vector: Tensor = first + inverse @ (moved - moved.detach())
+    return vector

@@ -63,8 +63,10 @@ class MapMethod:
         if "nothing" in self.needs:
             height, width = tape.images.shape[-2:]
             one = torch.from_numpy(self.control((height, width), **options))
-            return one.to(tape.images.device, torch.float32).expand(len(cases), *one.shape)
-        maps: Tensor = self.function(tape, cases, create_graph=create_graph, **options)
+            return one.to(tape.images.device, tape.logits.dtype).expand(len(cases), *one.shape)
+        # sums over channels and cells lose too much in half precision
+        with torch.autocast(tape.images.device.type, enabled=False):
+            maps: Tensor = self.function(tape, cases, create_graph=create_graph, **options)
         return maps
 
     def control(self, size: tuple[int, int], **options: Any) -> NDArray[np.float64]:

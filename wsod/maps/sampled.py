@@ -13,7 +13,7 @@ __all__ = ["integratedgradients", "smoothgrad"]
 
 
 def _gradient_at(tape: Tape, images: Tensor, cases: Tensor, create_graph: bool) -> Tensor:
-    other = Tape(tape.classifier, images, needs={"input_gradient"}, create_graph=create_graph)
+    other = tape.again(images, {"input_gradient"}, create_graph)
     return other.input_gradient(cases, create_graph=create_graph)
 
 

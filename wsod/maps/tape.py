@@ -79,6 +79,8 @@ class Tape:
         self.needs, self.create_graph, self._eval_mode = frozenset(needs), create_graph, eval_mode
         self._where = f"{classifier.arch}, layer {classifier.target_layer}"
         self._mode = ReluMode() if "input_gradient" in needs else None
+        device = images.device.type
+        self._cast = device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self._gradients: dict[Any, Tensor] = {}
         self._head: tuple[Tensor, Literal["linear", "rectified", "other"]] | None = None
         self._outputs: list[Tensor] = []
@@ -118,11 +120,23 @@ class Tape:
             attention = network.get_submodule(layer)
             handles.append(attention.register_forward_hook(lambda *io: self._attention.append(io[2])))
         try:
-            with mode, torch.set_grad_enabled(graph), self._mode or nullcontext():
+            with mode, self._autocast(), torch.set_grad_enabled(graph), self._mode or nullcontext():
                 return cast(Tensor, self.classifier(images))
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _autocast(self) -> torch.autocast:
+        """The caller's autocast when the tape was made; maps themselves are computed without."""
+        device, enabled, dtype = self._cast
+        return torch.autocast(device, dtype=dtype, enabled=enabled)
+
+    def again(self, images: Tensor, needs: Set[str], create_graph: bool) -> Tape:
+        """A tape of other images, made as this one was."""
+        with self._autocast():
+            return Tape(
+                self.classifier, images, needs=needs, create_graph=create_graph, eval_mode=self._eval_mode
+            )
 
     @property
     def relu_calls(self) -> int:
@@ -208,7 +222,7 @@ class Tape:
         Raises:
             ModelError: where the logits do not depend on the target layer, or only through a class token.
         """
-        key = ("features", create_graph, tuple(map(tuple, cases.tolist())))
+        key = self._key("features", cases, create_graph)
         if key not in self._gradients:
             raw = self._differentiate(self._leaf, cases, create_graph)
             gradient = self.classifier.grid(raw)
@@ -244,11 +258,23 @@ class Tape:
                 found or "no ReLU call that can be replaced",
                 "Use gradient or gradcam.",
             )
-        key = (rule, create_graph, tuple(map(tuple, cases.tolist())))
+        key = self._key(rule, cases, create_graph)
         if key not in self._gradients:
             with self._mode.switch.set(rule):
                 self._gradients[key] = self._differentiate(self.images, cases, create_graph)
         return self._gradients[key]
+
+    def _key(self, what: str, cases: Tensor, create_graph: bool) -> tuple[object, ...]:
+        """What names a gradient; refuses what cannot be computed."""
+        if create_graph and not self.create_graph:
+            raise ConfigError("Tape", "create_graph=True when it was made", "create_graph=False")
+        rows, classes = self._logits.shape
+        if cases.ndim != 2 or cases.shape[1] != 2 or cases.is_floating_point():
+            raise ConfigError("cases", "(M, 2) integers, rows of (row, label)", f"shape {tuple(cases.shape)}")
+        pairs = [(row, label) for row, label in cases.tolist()]
+        if not all(0 <= row < rows and 0 <= label < classes for row, label in pairs):
+            raise ConfigError("cases", f"rows below {rows} and labels below {classes}", pairs)
+        return what, create_graph, *pairs
 
     def _differentiate(self, target: Tensor, cases: Tensor, create_graph: bool) -> Tensor:
         """∂ logit / ∂ target for each case, half precision converted.
@@ -256,14 +282,7 @@ class Tape:
         In evaluation mode images do not mix, so one backward pass serves one case of every image:
         as many passes as the image with the most cases has.
         """
-        if create_graph and not self.create_graph:
-            raise ConfigError("Tape", "create_graph=True when it was made", "create_graph=False")
         logits = self._logits
-        _check_cases(cases, len(logits), logits.shape[1])
-        if not logits.requires_grad:
-            raise ModelError(
-                self._where, "logits that depend on the target layer", "a forward pass that cuts the graph"
-            )
         seen: dict[int, int] = {}
         passes: list[list[int]] = []
         for index, row in enumerate(cases[:, 0].tolist()):
@@ -279,12 +298,16 @@ class Tape:
                 rows, labels = cases[members].to(logits.device).unbind(1)
                 seed = torch.zeros_like(logits, requires_grad=False)
                 seed[rows, labels] = scale
-                (gradient,) = torch.autograd.grad(
-                    logits, target, seed, retain_graph=True, create_graph=create_graph, allow_unused=True
-                )
+                gradient = None
+                if logits.requires_grad:
+                    (gradient,) = torch.autograd.grad(
+                        logits, target, seed, retain_graph=True, create_graph=create_graph, allow_unused=True
+                    )
                 if gradient is None:
                     raise ModelError(
-                        self._where, "logits that depend on the target layer", "logits that do not"
+                        self._where,
+                        "logits that depend on the target layer",
+                        "a forward pass that cuts the graph between them",
                     )
                 gradient = _full(gradient) / scale if scale != 1 else _full(gradient)
                 whole = cases[members, 0].tolist() == list(range(len(logits)))
@@ -319,14 +342,3 @@ class Tape:
                 return _full(self._forward(images, lambda *io: replaced.clone(), False))
         finally:
             self._mode, self._attention = mode, attention
-
-
-def _check_cases(cases: Tensor, rows: int, classes: int) -> None:
-    if cases.ndim != 2 or cases.shape[1] != 2 or cases.is_floating_point():
-        raise ConfigError("cases", "(M, 2) integers, rows of (row, label)", f"{tuple(cases.shape)}")
-    if len(cases) and (
-        int(cases.min()) < 0 or int(cases[:, 0].max()) >= rows or int(cases[:, 1].max()) >= classes
-    ):
-        raise ConfigError(
-            "cases", f"rows below {rows} and labels below {classes}", cases.max(0).values.tolist()
-        )

@@ -1,0 +1,96 @@
+"""What every entry of METHODS promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.maps.networks import CLASSES, batch, make
+from wsod.errors import MapError
+from wsod.maps import METHODS, Tape, attention_maps
+from wsod.models import build_classifier
+
+LABELS = [[0, 3], [2]]
+
+
+@pytest.fixture(scope="module")
+def smallnet():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_classifier("smallnet", CLASSES, size=48).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_shape_finite_and_batch_equals_one_by_one(name, smallnet, images):
+    maps = attention_maps(smallnet, images, LABELS, [name]).maps[name]
+    assert maps.shape[0] == 3
+    assert maps.ndim == 3
+    assert maps.dtype == torch.float32
+    assert torch.isfinite(maps).all()
+    assert maps.flatten(1).amax(1).gt(maps.flatten(1).amin(1)).all()
+    alone = [
+        attention_maps(smallnet, images[row : row + 1], [label], [name]).maps[name][0]
+        for row, label in ((0, 0), (0, 3), (1, 2))
+    ]
+    torch.testing.assert_close(maps, torch.stack(alone), rtol=1e-3, atol=1e-5 * float(maps.abs().max()))
+    if METHODS[name].class_specific:
+        assert not torch.equal(maps[0], maps[1])
+    else:
+        assert torch.equal(maps[0], maps[1])
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.differentiable])
+def test_gradient_reaches_the_parameters(name):
+    classifier = make("relu")
+    method = METHODS[name]
+    tape = Tape(classifier, batch(2), needs=method.needs, create_graph=True)
+    maps = method(tape, torch.tensor([[0, 1], [1, 2]]), create_graph=True)
+    maps.pow(2).sum().backward()
+    gradient = classifier.network.first.weight.grad
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["cam", "gradcam", "gradcam++", "hirescam", "layercam", "gradient", "guidedbackprop", "eigencam"]
+)
+def test_derivative_of_the_map_by_finite_differences(name):
+    classifier, images, cases = make("relu", seed=5), batch(2), torch.tensor([[0, 1], [1, 2]])
+    method = METHODS[name]
+    weight = classifier.network.second.weight
+    probe = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2), dtype=weight.dtype)
+
+    def loss() -> torch.Tensor:
+        tape = Tape(classifier, images, needs=method.needs, create_graph=True)
+        maps = method(tape, cases, create_graph=True)
+        # a weighting of the cells: the plain sum of a centred map would be constant
+        ramp = torch.linspace(-1, 2, maps[0].numel(), dtype=maps.dtype).reshape(maps[0].shape)
+        return (maps * ramp).sum()
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    values = []
+    for step in (1e-7, -1e-7):
+        with torch.no_grad():
+            weight.add_(step * probe)
+        values.append(float(loss().detach()))
+        with torch.no_grad():
+            weight.sub_(step * probe)
+    slope = (values[0] - values[1]) / 2e-7
+    assert slope == pytest.approx(float((gradient * probe).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_described(name):
+    method = METHODS[name]
+    assert method.summary
+    assert method.citation
+    if "nothing" in method.needs:
+        assert method.control((30, 40)).ndim == 2
+    else:
+        with pytest.raises(MapError, match="control"):
+            method.control((30, 40))
