@@ -11,7 +11,34 @@ from typing import Any
 import numpy as np
 
 from tests.conftest import SHARED
+from wsod.data.masks import SemanticMasks
 from wsod.types import AttentionMaps, Sample
+
+
+class SemanticTruth(SemanticMasks):
+    """Masks from one array of classes: 0 = background, label + 1, -1 = void."""
+
+    def __init__(self, classes: np.ndarray) -> None:
+        self.classes = classes
+
+    def semantic(self) -> np.ndarray:
+        return self.classes
+
+
+class PairOfMasks:
+    """One class's pixels and ignored pixels, as `Masks`."""
+
+    def __init__(self, foreground: np.ndarray, ignore: np.ndarray) -> None:
+        self.foreground, self.ignored = foreground, ignore
+
+    def of(self, label: int) -> np.ndarray:
+        return self.foreground
+
+    def ignore(self, label: int) -> np.ndarray:
+        return self.ignored
+
+    def semantic(self) -> np.ndarray:
+        return np.where(self.ignored, -1, self.foreground.astype(np.int64))
 
 
 def folder(name: str) -> Path:

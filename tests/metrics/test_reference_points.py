@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from tests.conftest import needs_shared
-from tests.metrics.reference import group, maps_of
+from tests.metrics.reference import PairOfMasks, group, maps_of
 from wsod.metrics import CorLoc, CorLocImage, PointingGame
 from wsod.metrics.pointing_game import is_difficult_pair
 from wsod.scoremaps import MapProcessing
@@ -19,31 +19,20 @@ from wsod.types import Sample
 pytestmark = needs_shared
 
 
-class CrowdedMasks:
-    """Pixel truth as `Masks`, from COCO annotations."""
-
-    def __init__(self, shape: tuple[int, int], annotations: list[dict[str, Any]], category: int) -> None:
-        self.masks = [np.zeros(shape, bool), np.zeros(shape, bool)]
-        for annotation in annotations:
-            if annotation["category_id"] == category:
-                rle = annotation["segmentation"]
-                if isinstance(rle, list):
-                    rle = coco_mask.merge(coco_mask.frPyObjects(rle, *shape))
-                elif isinstance(rle["counts"], list):
-                    rle = coco_mask.frPyObjects(rle, *shape)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools' own, on NumPy 2
-                    mask = coco_mask.decode(rle)
-                self.masks[annotation["iscrowd"]] |= mask.astype(bool)
-
-    def of(self, label: int) -> np.ndarray:
-        return self.masks[0]
-
-    def ignore(self, label: int) -> np.ndarray:
-        return self.masks[1]
-
-    def semantic(self) -> np.ndarray:
-        raise AssertionError("the pointing game asks class by class")
+def coco_masks(shape: tuple[int, int], annotations: list[dict[str, Any]], category: int) -> PairOfMasks:
+    """The pixels of a category's objects, and of its crowds."""
+    masks = [np.zeros(shape, bool), np.zeros(shape, bool)]
+    for annotation in annotations:
+        if annotation["category_id"] == category:
+            rle = annotation["segmentation"]
+            if isinstance(rle, list):
+                rle = coco_mask.merge(coco_mask.frPyObjects(rle, *shape))
+            elif isinstance(rle["counts"], list):
+                rle = coco_mask.frPyObjects(rle, *shape)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools' own, on NumPy 2
+                masks[annotation["iscrowd"]] |= coco_mask.decode(rle).astype(bool)
+    return PairOfMasks(*masks)
 
 
 def voc_sample(image: dict[str, Any], classes: list[str]) -> Sample:
@@ -114,8 +103,8 @@ def test_pointing_on_coco_masks() -> None:
         image = next(image for image in coco["images"] if image["id"] == pair["image_id"])
         shape = (image["height"], image["width"])
         annotations = [a for a in coco["annotations"] if a["image_id"] == pair["image_id"]]
-        masks = CrowdedMasks(shape, annotations, pair["category_id"])
-        assert (masks.masks[0] | masks.masks[1]).sum() == expected["coco"]["mask_pixels"][i]
+        masks = coco_masks(shape, annotations, pair["category_id"])
+        assert (masks.foreground | masks.ignored).sum() == expected["coco"]["mask_pixels"][i]
         sample = Sample(str(i), None, shape, labels=np.array([pair["class_id"]]), masks=masks)
         maps = maps_of(sample, arrays[pair["array"]], [pair["class_id"]])
         evidence = metric.update(maps, sample)

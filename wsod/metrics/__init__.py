@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+from wsod.metrics.attribution_localization import AttributionLocalization
+from wsod.metrics.auc import AUC
 from wsod.metrics.base import Metric
+from wsod.metrics.box_ap import BoxAP
 from wsod.metrics.corloc import CorLoc, CorLocImage
 from wsod.metrics.energy_pointing_game import EnergyPointingGame
 from wsod.metrics.gt_known_loc import GTKnownLoc
 from wsod.metrics.mask_iou import MaskIoU
 from wsod.metrics.max_box_acc import MaxBoxAcc
 from wsod.metrics.max_box_acc_v2 import MaxBoxAccV2
+from wsod.metrics.miou import MIoU
+from wsod.metrics.miou_atcon import MIoUATCON
 from wsod.metrics.pointing_game import PointingGame
+from wsod.metrics.pxap import PxAP
+from wsod.metrics.relevance_mass import RelevanceMass
+from wsod.metrics.relevance_rank import RelevanceRank
+from wsod.metrics.topk_intersection import TopKIntersection
 from wsod.metrics.topk_loc import Top1Loc, Top5Loc
+from wsod.metrics.voc_ap import VocAP
 from wsod.registry import Registry
+
+__all__ = [
+    "AUC",
+    "METRICS",
+    "AttributionLocalization",
+    "BoxAP",
+    "CorLoc",
+    "CorLocImage",
+    "EnergyPointingGame",
+    "GTKnownLoc",
+    "MIoU",
+    "MIoUATCON",
+    "MaskIoU",
+    "MaxBoxAcc",
+    "MaxBoxAccV2",
+    "Metric",
+    "PointingGame",
+    "PxAP",
+    "RelevanceMass",
+    "RelevanceRank",
+    "Top1Loc",
+    "Top5Loc",
+    "TopKIntersection",
+    "VocAP",
+]
 
 _METRICS: tuple[type[Metric], ...] = (
     MaxBoxAcc,
@@ -24,8 +59,16 @@ _METRICS: tuple[type[Metric], ...] = (
     PointingGame,
     EnergyPointingGame,
     MaskIoU,
+    PxAP,
+    MIoU,
+    MIoUATCON,
+    BoxAP,
+    VocAP,
+    AttributionLocalization,
+    RelevanceMass,
+    RelevanceRank,
+    TopKIntersection,
+    AUC,
 )
 
 METRICS: Registry[type[Metric]] = Registry("metric", {metric.name: metric for metric in _METRICS})
-
-__all__ = ["METRICS", "Metric", *sorted(metric.__name__ for metric in _METRICS)]

@@ -76,6 +76,7 @@ def truth_mask(
     *,
     difficult: bool = True,
     crowd: bool = False,
+    allow_empty: bool = False,
 ) -> tuple[Mask, Mask] | None:
     """A class's pixels in the evaluation frame, and those that count neither for nor against it.
 
@@ -86,6 +87,7 @@ def truth_mask(
         source: the union of its boxes, or its pixel masks.
         difficult: with boxes, difficult objects belong to the class (else they are ignored).
         crowd: crowd objects (with masks: all ignored pixels) belong to the class (else they are ignored).
+        allow_empty: an empty mask of a class that the image has is a truth like others.
 
     Returns:
         `(foreground, ignore)`, or None where the image has the class but nothing to score it against: no
@@ -106,6 +108,6 @@ def truth_mask(
         kept = sample.boxes_of(label, difficult=difficult, crowd=crowd)
         foreground = boxes_mask(boxes_in_frame(kept, sample.size, frame), frame)
         ignore = boxes_mask(boxes_in_frame(sample.boxes_of(label), sample.size, frame), frame) & ~foreground
-    if label in sample.labels and not foreground.any():
+    if not allow_empty and label in sample.labels and not foreground.any():
         return None
     return foreground, ignore

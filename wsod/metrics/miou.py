@@ -1,0 +1,127 @@
+"""Semantic mIoU of maps as segmentation seeds, over all background thresholds in one pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsod.errors import MapError
+from wsod.metrics.base import Evidence, Metric, accepted_thresholds
+from wsod.metrics.histograms import count_above
+from wsod.metrics.truth import resize_nearest
+from wsod.types import AttentionMaps, Sample, Score
+
+__all__ = ["MIoU"]
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(kw_only=True, eq=False)
+class MIoU(Metric):
+    """Mean IoU of the classes and background, at the best background threshold.
+
+    A pixel belongs to the class whose map is largest there (of equals the lowest label) if that is above
+    the threshold, else to the background. One confusion matrix is summed over all images. Ahn et al.,
+    IRN, CVPR 2019, and Wang et al., SEAM, CVPR 2020, evaluate their seeds so. `extra["background"]` is the
+    background's IoU; `count` counts images; void pixels do not count.
+
+    Args:
+        step: thresholds 0, step, 2·step … below 1.
+        thresholds: explicit thresholds instead; a single one is fixed, not tuned.
+        mean: over the classes `present` in truth or prediction (IRN), or over `all`, an absent one
+            counting 0 (SEAM).
+        float32: compare with thresholds rounded to float32, as the padding of a float32 map does.
+    """
+
+    name: ClassVar[str] = "miou"
+    step: float = 0.01
+    thresholds: tuple[float, ...] = ()
+    mean: Literal["present", "all"] = "present"
+    float32: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"masks"})
+
+    @property
+    def supervision(self) -> tuple[str, ...]:
+        return ("threshold: evaluated split",) if len(self._thresholds) > 1 else ()
+
+    @cached_property
+    def _thresholds(self) -> NDArray[np.float64]:
+        return accepted_thresholds(self.name, self.thresholds, self.step)
+
+    def _empty(self) -> dict[str, NDArray[Any]]:
+        # pixels by truth (0 = background), class of the largest map, thresholds it is above
+        shape = (self.classes + 1, self.classes, len(self._thresholds) + 1)
+        return {"pixels": np.zeros(shape, np.int64), "count": np.zeros((), np.int64)}
+
+    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
+        if sample.masks is None:
+            self._skip()
+            return {}
+        size = self.processing.size(maps)
+        truth = np.asarray(resize_nearest(sample.masks.semantic(), size), np.int64)
+        if truth.max(initial=0) > self.classes:
+            raise MapError(sample.image_id, f"masks of {self.classes} classes", int(truth.max()))
+        top: NDArray[np.float64] = np.full(size, -np.inf)
+        winner = np.zeros(size, np.int64)
+        for k in np.argsort(maps.labels):
+            scores = self.processing.score(maps, int(k)).scores
+            winner[scores > top] = maps.labels[k]
+            top = np.maximum(top, scores)
+        thresholds = self._thresholds
+        if self.float32:
+            thresholds = thresholds.astype(np.float32).astype(np.float64)
+        groups = np.where(truth < 0, -1, truth * self.classes + winner).ravel()
+        # thresholds are at least 0; without any map all is background
+        counts = count_above(top.clip(-1.0).ravel(), groups, thresholds, (self.classes + 1) * self.classes)
+        self._state["pixels"] += counts.reshape(self._state["pixels"].shape)
+        self._state["count"] = self._state["count"] + 1
+        return {}
+
+    def confusion(self, threshold: int) -> Counts:
+        """(classes + 1, classes + 1) pixels [truth, prediction] at the i-th threshold, 0 = background."""
+        above = self._state["pixels"][:, :, threshold + 1 :].sum(2)
+        below = self._state["pixels"][:, :, : threshold + 1].sum((1, 2))
+        return np.concatenate([below[:, None], above], 1)
+
+    def _ious(self) -> NDArray[np.float64]:
+        """(thresholds, classes + 1); NaN where a class is in neither truth nor prediction."""
+        pixels = self._state["pixels"]
+        above = pixels[:, :, ::-1].cumsum(2)[:, :, ::-1][:, :, 1:]
+        truth = pixels.sum((1, 2))
+        labels = np.arange(self.classes)
+        background = (truth[0] - above[0].sum(0))[None]
+        hit = np.concatenate([background, above[labels + 1, labels]])
+        predicted = np.concatenate([(truth.sum() - above.sum((0, 1)))[None], above.sum(0)])
+        union = truth[:, None] + predicted - hit
+        nothing = math.nan if self.mean == "present" else 0.0
+        ious: NDArray[np.float64] = np.full(hit.shape, nothing)
+        np.divide(hit, union, out=ious, where=union > 0)
+        return ious.T
+
+    def compute(self) -> Score:
+        count = int(self._state["count"])
+        if not self._state["pixels"].any():
+            return Score(math.nan, count, self._skipped)
+        ious = self._ious()
+        curve = np.nanmean(ious, 1)
+        best = int(curve.argmax())
+        per_class = {c: float(x) for c, x in enumerate(ious[best, 1:]) if not math.isnan(x)}
+        thresholds = self._thresholds.tolist()
+        return Score(
+            float(curve[best]),
+            count,
+            self._skipped,
+            per_class,
+            thresholds,
+            curve.tolist(),
+            thresholds[best],
+            {"background": float(ious[best, 0])},
+        )

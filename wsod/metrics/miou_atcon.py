@@ -1,0 +1,63 @@
+"""ATCON's pixel IoU of a contrast-stretched map and a class's boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsod.metrics.base import CaseMean
+from wsod.scoremaps import resize_map
+from wsod.types import AttentionMaps, Sample
+
+__all__ = ["MIoUATCON"]
+
+SIDE = 256
+
+
+@dataclass(kw_only=True, eq=False)
+class MIoUATCON(CaseMean):
+    """Mean over cases of the IoU of {map > 0.5} and the union of the class's boxes, at 256x256.
+
+    The raw map is resized to the nearest cell, min-maxed, shifted so that its median is 0.5, cut at
+    mean + 2·std and at 0, and divided by its maximum. A pixel (row i, column j) is in a box if
+    xmin < j < xmax and ymin < i < ymax with VOC's 1-based corners scaled to 256. Mirzazadeh et al., ATCON,
+    2022; the rules are those of its code. `processing` is not used. Where prediction and truth are both
+    empty the IoU is 0.
+    """
+
+    name: ClassVar[str] = "miou_atcon"
+
+    def case(self, maps: AttentionMaps, k: int, sample: Sample) -> float | None:
+        if len(sample.labels) and not len(sample.boxes):
+            return None
+        truth = _inside(sample.boxes_of(int(maps.labels[k])), sample.size)
+        claim = _stretched(maps.values[k]) > 0.5
+        union = (claim | truth).sum()
+        return float((claim & truth).sum() / union) if union else 0.0
+
+
+def _stretched(raw: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    values = resize_map(raw, (SIDE, SIDE), "nearest-opencv")
+    values -= values.min()
+    if not values.any():
+        return values
+    values /= values.max()
+    values -= np.median(values) - 0.5
+    values = np.minimum(values, values.mean() + 2 * values.std()).clip(0)
+    stretched: NDArray[np.float64] = values / values.max()
+    return stretched
+
+
+def _inside(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    height, width = size
+    mask = np.zeros((SIDE, SIDE), np.bool_)
+    pixels = np.arange(SIDE)
+    # half-open x0 is 1-based xmin - 1, x1 is xmax
+    for x0, y0, x1, y1 in boxes:
+        columns = ((x0 + 1) * (SIDE / width) < pixels) & (pixels < x1 * (SIDE / width))
+        rows = ((y0 + 1) * (SIDE / height) < pixels) & (pixels < y1 * (SIDE / height))
+        mask |= rows[:, None] & columns[None, :]
+    return mask
