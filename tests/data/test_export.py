@@ -50,8 +50,11 @@ def test_shapes_as_voc_and_back(tmp_path: Path, split: str) -> None:
 
 
 def test_shapes_as_coco_and_back(tmp_path: Path) -> None:
-    shapes = Shapes("val", count=6)
-    spec = export(shapes, "coco", tmp_path / "out", splits=("val",))
+    shapes, steps = Shapes("val", count=6), []
+    spec = export(
+        "shapes:count=6", "coco", tmp_path / "out", splits=("val",), progress=lambda *at: steps.append(at)
+    )
+    assert steps == [(n, 6) for n in range(1, 7)]
     back = open_dataset(spec)
     same(shapes, back)
     assert check(back).faults == []
@@ -153,6 +156,9 @@ def test_download_is_torchvisions(
         calls.append((root, year, image_set))
 
     monkeypatch.setattr(torchvision.datasets, "VOCDetection", fake)
+    monkeypatch.delenv("WSOD_DATA", raising=False)
+    with pytest.raises(ConfigError, match="WSOD_DATA"):
+        download(name)
     assert download(name, tmp_path / "new") == f"{name}:{tmp_path / 'new'}"
     assert calls == [(str(tmp_path / "new"), *pair) for pair in sets]
 

@@ -314,7 +314,9 @@ def test_folder_files(tmp_path: Path) -> None:
 def test_check_goes_on_after_a_fault(tmp_path: Path) -> None:
     year = write_voc(tmp_path)
     (year / "ImageSets/Main/val.txt").write_text("b\na\nc\n")
-    report = check(Voc2012(tmp_path))
+    steps: list[tuple[int, int]] = []
+    report = check(Voc2012(tmp_path), progress=lambda *at: steps.append(at))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
     assert (report.images, report.boxes, report.masked) == (3, 1, 1)
     assert report.per_class["dog"] == 1
     assert [Path(fault.split(":")[0]).name for fault in report.faults] == ["b.xml", "c.xml"]

@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +155,15 @@ def test_generation_is_fast() -> None:
 def test_wrong_options_are_named(options: dict, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Shapes(**options)
+
+
+def test_threads_may_share_a_data_set() -> None:
+    dataset, expected = Shapes("val", size=48), Shapes("val", size=48)
+    wanted = [index % 7 for index in range(80)]
+    with ThreadPoolExecutor(4) as pool:
+        scenes = list(pool.map(dataset.scene, wanted))
+    for index, scene in zip(wanted, scenes, strict=True):
+        assert np.array_equal(scene.pixels, expected.scene(index).pixels)
 
 
 def test_indices() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wsod.data.dataset import Dataset
@@ -42,19 +42,21 @@ def check(
     dataset: Dataset,
     *,
     pixels: bool = True,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Read every annotation, mask and image once, going on after a fault.
 
     Args:
         dataset: any data set.
         pixels: also decode the images and masks.
-        progress: wraps the range of indices, for a progress bar.
+        progress: called with (done, total) at each image.
     """
     counts: Counter[str] = Counter()
     labels: Counter[int] = Counter()
     faults: list[str] = []
-    for index in progress(range(len(dataset))):
+    for index in range(len(dataset)):
+        if progress is not None:
+            progress(index + 1, len(dataset))
         try:
             sample = dataset[index]
         except DataError as error:
@@ -71,7 +73,10 @@ def check(
             faults.append(f"{sample.image_id}: label {beyond[0]} of {len(dataset.classes)} classes.")
         if pixels:
             faults += _pixel_faults(dataset, index)
-    per_class = {name: labels[label] for label, name in enumerate(dataset.classes)}
+    per_class: dict[str, int] = {}
+    for label, name in enumerate(dataset.classes):
+        # ImageNet has two cranes and two maillots
+        per_class[name] = per_class.get(name, 0) + labels[label]
     return CheckReport(
         dataset.spec,
         dataset.split,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from wsod.errors import ConfigError, DataError
@@ -17,12 +18,12 @@ ELSEWHERE = {
 IMAGE_SETS = {"voc2007": ("trainval", "test"), "voc2012": ("trainval",)}
 
 
-def download(name: str, root: Path) -> str:
+def download(name: str, root: Path | None = None) -> str:
     """Fetch and unpack a data set with torchvision's own download (checksums included).
 
     Args:
         name: `voc2007` (trainval and test) or `voc2012` (trainval; its test annotations are not public).
-        root: the folder to hold `VOCdevkit`.
+        root: the folder to hold `VOCdevkit`; None = $WSOD_DATA.
 
     Returns:
         The spec that opens it.
@@ -34,6 +35,10 @@ def download(name: str, root: Path) -> str:
     if name not in IMAGE_SETS:
         hint = ELSEWHERE.get(name, "")
         raise ConfigError("download", " or ".join(IMAGE_SETS), repr(name), hint)
+    if root is None:
+        if not os.environ.get("WSOD_DATA"):
+            raise ConfigError("download", "a folder", "none", "Name one, or set $WSOD_DATA.")
+        root = Path(os.environ["WSOD_DATA"])
     # torch is needed nowhere else in this package
     from torchvision.datasets import VOCDetection
 

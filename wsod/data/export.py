@@ -25,18 +25,27 @@ from wsod.types import Sample
 __all__ = ["FORMATS", "export"]
 
 D = TypeVar("D", bound=Dataset)
+Counted = Iterator[tuple[Dataset, Iterator[tuple[int, str]]]]
 
 
-def export(dataset: Dataset, format: str, directory: Path, *, splits: tuple[str, ...] | None = None) -> str:
+def export(
+    dataset: Dataset | str,
+    format: str,
+    directory: Path,
+    *,
+    splits: tuple[str, ...] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
     """Write images, boxes, flags and masks as files; the folder appears when it is complete.
 
     Args:
-        dataset: any data set.
+        dataset: any data set, or its spec.
         format: `voc`: DIR/VOC2012 in the devkit's layout, images as JPEG of high quality, `classes.txt` where
             the classes are not VOC's; crowds become difficult objects. `coco`: DIR/images (lossless) and
             DIR/annotations/instances_SPLIT.json, `difficult` as a key of its own.
         directory: a new or empty folder.
         splits: the splits to write, by default all of them.
+        progress: called with (done, total) at each image.
 
     Returns:
         The spec that reads it back (for COCO, of the first split).
@@ -49,11 +58,16 @@ def export(dataset: Dataset, format: str, directory: Path, *, splits: tuple[str,
         raise ConfigError("export", "a known format", repr(format), nearest(format, FORMATS))
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(directory, "a new or empty folder", "something in it")
+    if isinstance(dataset, str):
+        from wsod.data import open_dataset  # which imports this module
+
+        dataset = open_dataset(dataset)
+    datasets = [_of_split(dataset, split) for split in splits or dataset.splits]
     aside = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     names: dict[str, str] = {}
     try:
         aside.mkdir(parents=True)
-        FORMATS[format](_each(dataset, splits), names, aside)
+        FORMATS[format](_counted(datasets, progress), names, aside)
         if directory.exists():
             directory.rmdir()
         aside.rename(directory)
@@ -67,13 +81,24 @@ def export(dataset: Dataset, format: str, directory: Path, *, splits: tuple[str,
     return f"coco:{directory / 'images'},{first}"
 
 
-def _each(dataset: D, splits: tuple[str, ...] | None) -> Iterator[D]:
-    """The data set's splits, one by one."""
-    for split in splits or dataset.splits:
-        yield dataset if split == dataset.split else _of_split(dataset, split)
+def _counted(datasets: list[Dataset], progress: Callable[[int, int], None] | None) -> Counted:
+    """Each data set with its (index, id) pairs, reported as they are taken."""
+    total, before = sum(map(len, datasets)), 0
+
+    def pairs(dataset: Dataset, before: int) -> Iterator[tuple[int, str]]:
+        for index, image_id in enumerate(dataset.ids):
+            if progress is not None:
+                progress(before + index + 1, total)
+            yield index, image_id
+
+    for dataset in datasets:
+        yield dataset, pairs(dataset, before)
+        before += len(dataset)
 
 
 def _of_split(dataset: D, split: str) -> D:
+    if split == dataset.split:
+        return dataset
     # a data set's dataclass fields are its options
     other: D = dataclasses.replace(dataset, split=split)  # type: ignore[type-var]
     other.spec = dataset.spec
@@ -111,18 +136,18 @@ def _write_image(dataset: Dataset, index: int, sample: Sample, path: Path, endin
 # --- VOC -----------------------------------------------------------------------------------------------
 
 
-def _export_voc(datasets: Iterator[Dataset], names: dict[str, str], directory: Path) -> None:
+def _export_voc(datasets: Counted, names: dict[str, str], directory: Path) -> None:
     year = directory / "VOC2012"
     for folder in ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "JPEGImages"):
         (year / folder).mkdir(parents=True)
     done: set[str] = set()
-    for dataset in datasets:
+    for dataset, pairs in datasets:
         if len(dataset.classes) >= VOID:
             raise ConfigError("export voc", f"fewer than {VOID} classes", len(dataset.classes))
         if dataset.classes != VOC_CLASSES:
             (year / "classes.txt").write_text("\n".join(dataset.classes) + "\n", "utf-8")
         listed, masked = [], []
-        for index, image_id in enumerate(dataset.ids):
+        for index, image_id in pairs:
             name = _file_name(image_id, names)
             sample = _sample(dataset, index)
             listed.append(name)
@@ -200,13 +225,13 @@ def _write_palette(path: Path, values: NDArray[np.int64]) -> None:
 # --- COCO ----------------------------------------------------------------------------------------------
 
 
-def _export_coco(datasets: Iterator[Dataset], names: dict[str, str], directory: Path) -> None:
+def _export_coco(datasets: Counted, names: dict[str, str], directory: Path) -> None:
     (directory / "images").mkdir()
     (directory / "annotations").mkdir()
-    for dataset in datasets:
+    for dataset, pairs in datasets:
         images: list[Mapping[str, Any]] = []
         annotations: list[Mapping[str, Any]] = []
-        for index, image_id in enumerate(dataset.ids):
+        for index, image_id in pairs:
             sample = _sample(dataset, index)
             source = sample.image_path
             ending = ".png" if source is None or dataset.exif else source.suffix.lower()
@@ -245,7 +270,7 @@ def _coco_rows(sample: Sample, image: int, first: int) -> Iterator[Mapping[str, 
         yield row
 
 
-FORMATS: dict[str, Callable[[Iterator[Dataset], dict[str, str], Path], None]] = {
+FORMATS: dict[str, Callable[[Counted, dict[str, str], Path], None]] = {
     "voc": _export_voc,
     "coco": _export_coco,
 }

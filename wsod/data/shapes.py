@@ -132,10 +132,11 @@ class Shapes(Dataset):
 
     def scene(self, index: int) -> Scene:
         """The generated image with all its truth."""
-        index = self._at(index)
-        if self._last is None or self._last[0] != index:
-            self._last = (index, self._generate(index))
-        return self._last[1]
+        index, last = self._at(index), self._last
+        if last is None or last[0] != index:
+            # one assignment: threads that share this data set see whole pairs only
+            self._last = last = (index, self._generate(index))
+        return last[1]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_last": None}
