@@ -60,7 +60,7 @@ def _shared(function: Any) -> Any:
             click.option("--split", help="Split of the data set; its usual evaluation split if not given."),
             click.option(
                 "--labels",
-                type=click.Choice(["truth", "predicted", "topk"]),
+                type=click.Choice(["truth", "predicted", "topk", "stored"]),
                 default="truth",
                 show_default=True,
                 help="Classes whose maps are made.",

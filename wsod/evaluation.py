@@ -46,7 +46,8 @@ class Request:
         split: the split; None = the data set's usual one for evaluation.
         config: protocol name or TOML file.
         metrics: names, to compute these instead of all of the protocol's.
-        labels: classes whose maps are made: the true ones, the predicted one, or the five best.
+        labels: classes whose maps are scored: the true ones, the predicted one, the five best, or (of maps in
+            a folder) those that are stored.
         limit: first N images only; 0 = all.
         on_error: stop at the first fault, or go on and list it.
         device: auto, cpu, cuda or cuda:N.
@@ -123,6 +124,8 @@ def _open(request: Request) -> _Run:
             run.methods[name] = METHODS[name]
     if not run.methods and not run.stores:
         raise ConfigError("--maps", "a method's name or a folder of maps", "none", "See `wsod list maps`.")
+    if request.labels == "stored" and run.methods:
+        raise ConfigError("--labels stored", "folders of maps only", ", ".join(run.methods))
     if any("nothing" not in method.needs for method in run.methods.values()):
         if request.checkpoint is None:
             raise ConfigError(
@@ -187,6 +190,8 @@ def _annotations(dataset: Dataset, indices: Sequence[int]) -> Iterator[Item | Fa
 
 def _chosen(maps: AttentionMaps, sample: Sample, rule: LabelRule) -> AttentionMaps:
     """The stored maps that the label rule asks for."""
+    if rule == "stored":
+        return maps
     if rule == "truth":
         wanted = list(sample.classes)
     elif maps.ranking is None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fault", "LabelRule", "class_columns", "iterate_maps"]
 
-LabelRule = Literal["truth", "predicted", "topk"]
+LabelRule = Literal["truth", "predicted", "topk", "stored"]
 TOP = 5
 RANKING_DEPTH = 10
 

@@ -113,6 +113,9 @@ class MapProcessing:
         percentiles: for `percentile`.
         constant: where a constant map is looked for: in the `raw` map or, as the WSOL benchmark does,
             in the `resized` one (last-bit noise of a bicubic resize then escapes the check).
+        accept_scores: float64 maps of the frame's size with values in [0, 1] are score maps already, as the
+            WSOL benchmark's evaluator is given them, and are used as they are. (Maps computed here are
+            float32 and never taken for that.)
     """
 
     frame: int = 0
@@ -121,6 +124,7 @@ class MapProcessing:
     order: Literal["after", "before"] = "after"
     percentiles: tuple[float, float] = (0.0, 99.9)
     constant: Literal["raw", "resized"] = "raw"
+    accept_scores: bool = False
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -140,8 +144,13 @@ class MapProcessing:
         return score
 
     def _score(self, maps: AttentionMaps, k: int) -> ScoreMap:
-        raw = maps.values[k].astype(np.float64)
+        given = maps.values[k]
+        raw = given.astype(np.float64)
         size = self.size(maps)
+        if self.accept_scores and given.dtype == np.float64 and raw.shape == size:
+            low, high = raw.min(), raw.max()
+            if low >= 0 and high <= 1:
+                return ScoreMap(raw, bool(low == high))
         region = maps.region
         if region is not None and self.frame:
             sx, sy = self.frame / maps.size[1], self.frame / maps.size[0]
