@@ -31,19 +31,31 @@ def resample_weights(
     """(size, n) float64 weights that sample an axis of `n` cells spanning [start, stop) at pixel centres.
 
     `align_corners=False`; cells beyond the edge repeat the edge. Bicubic has A = -0.75 (torch, OpenCV).
-    `bicubic-opencv` computes positions and weights in float32 as OpenCV's INTER_CUBIC does: equal to the
-    bit for the WSOL benchmark's protocol. `nearest-opencv` is its INTER_NEAREST, floor(i * (1 / (size/n))).
+    `bicubic-opencv` computes positions and weights in float32 as OpenCV's INTER_CUBIC does.
+    `nearest-opencv` is its INTER_NEAREST, floor(i * (1 / (size/n))).
     """
+    weights = np.zeros((size, n))
+    for cells, taps in _taps(n, size, mode, start, stop):
+        np.add.at(weights, (np.arange(size), cells), taps)
+    weights.setflags(write=False)
+    return weights
+
+
+@lru_cache(maxsize=64)
+def _taps(
+    n: int, size: int, mode: Interpolation, start: float, stop: float | None
+) -> tuple[tuple[NDArray[np.int64], Array], ...]:
+    """The cells each of `size` pixels reads, and their weights, from left to right: one, two or four."""
     stop = float(size) if stop is None else stop
     scale = n / (stop - start) if (start, stop) != (0.0, float(size)) else 1.0 / (size / n)
-    weights = np.zeros((size, n))
     rows = np.arange(size)
     if mode in ("nearest", "nearest-opencv"):
-        shift = 0.0 if mode == "nearest-opencv" else 0.5
-        cells = np.floor((rows + shift - start) * scale).astype(np.int64)
-        weights[rows, cells.clip(0, n - 1)] = 1.0
-        weights.setflags(write=False)
-        return weights
+        # the cell a pixel's centre lies in; OpenCV takes its left edge, and rounds the scale
+        place = (
+            (rows - start) * scale if mode == "nearest-opencv" else (rows + 0.5 - start) * n / (stop - start)
+        )
+        cells = np.floor(place).astype(np.int64)
+        return ((cells.clip(0, n - 1), np.ones(size)),)
     position = (rows + 0.5 - start) * scale - 0.5
     if mode == "bicubic-opencv":
         position = position.astype(np.float32)
@@ -60,10 +72,29 @@ def resample_weights(
         ]
         taps.append(one - taps[0] - taps[1] - taps[2])
         first = first - 1
-    for offset, tap in enumerate(taps):
-        np.add.at(weights, (rows, (first.astype(np.int64) + offset).clip(0, n - 1)), tap)
-    weights.setflags(write=False)
-    return weights
+    start_cells = first.astype(np.int64)
+    return tuple(
+        ((start_cells + offset).clip(0, n - 1), tap.astype(np.float64)) for offset, tap in enumerate(taps)
+    )
+
+
+def _in_order(
+    raw: Array,
+    size: tuple[int, int],
+    mode: Interpolation,
+    xs: tuple[float, float],
+    ys: tuple[float, float],
+) -> Array:
+    """Resizing with OpenCV's order of additions: along rows first, taps from left to right."""
+    for axis, span in ((1, xs), (0, ys)):
+        resized: Array | None = None
+        for cells, taps in _taps(raw.shape[axis], size[axis], mode, *span):
+            term = raw.take(cells, axis)
+            term *= taps if axis else taps[:, None]
+            resized = term if resized is None else np.add(resized, term, out=resized)
+        assert resized is not None
+        raw = resized
+    return raw
 
 
 def resize_map(
@@ -72,15 +103,22 @@ def resize_map(
     mode: Interpolation = "bilinear",
     region: tuple[float, float, float, float] | None = None,
 ) -> Array:
-    """(h, w) → (height, width) in float64. Pixels outside `region` (x0, y0, x1, y1) get the map's minimum."""
+    """(h, w) → (height, width) in float64. Pixels outside `region` (x0, y0, x1, y1) get the map's minimum.
+
+    `bicubic-opencv` equals OpenCV's INTER_CUBIC on float64 maps to the last bit.
+    """
     height, width = size
     raw: Array = np.array(values, np.float64)
     if region is None and raw.shape == (height, width):
         return raw
     x0, y0, x1, y1 = region or (0.0, 0.0, float(width), float(height))
-    rows = resample_weights(raw.shape[0], height, mode, y0, y1)
-    columns = resample_weights(raw.shape[1], width, mode, x0, x1)
-    resized: Array = rows @ raw @ columns.T
+    resized: Array
+    if mode == "bicubic-opencv":
+        resized = _in_order(raw, size, mode, (x0, x1), (y0, y1))
+    else:
+        rows = resample_weights(raw.shape[0], height, mode, y0, y1)
+        columns = resample_weights(raw.shape[1], width, mode, x0, x1)
+        resized = rows @ raw @ columns.T
     if region is not None:
         xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
         outside = ((ys < y0) | (ys >= y1))[:, None] | ((xs < x0) | (xs >= x1))[None, :]
