@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from wsod.config import bind
-from wsod.errors import CheckpointError, ConfigError
+from wsod.errors import CheckpointError, ConfigError, ModelError
 from wsod.models.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -238,8 +238,7 @@ def _from_weights(
 ) -> Classifier:
     architecture = find_architecture(arch)
     if classes is None:
-        with torch.device("meta"):
-            final = final_layer(architecture.build(2, size or architecture.preprocess().size))[0]
+        final = final_layer(_sketch(architecture, size or architecture.preprocess().size))[0]
         rows = state.get(f"{final}.weight")
         classes = _names(architecture, 1000 if rows is None else len(rows))
     classifier = _assemble(architecture, arch, classes, "multiclass", "linear", target_layer, size)
@@ -247,6 +246,15 @@ def _from_weights(
     state = _fit_positions(network, state, classifier.preprocess.size)
     fit_state(network, state, final_layer(network)[0], source)
     return classifier
+
+
+def _sketch(architecture: Architecture, size: int) -> nn.Module:
+    """The network's structure, without memory where its constructor allows it (RegNet's reads tensors)."""
+    try:
+        with torch.device("meta"):
+            return architecture.build(2, size)
+    except (RuntimeError, ModelError):
+        return architecture.build(2, size)
 
 
 def _names(architecture: Architecture, count: int) -> tuple[str, ...]:
