@@ -10,7 +10,7 @@ from tests.maps.twins import through_relus
 from wsod.errors import ModelError
 from wsod.maps import Tape
 from wsod.maps.guided import ReluMode
-from wsod.models import build_classifier
+from wsod.models import Classifier, build_classifier
 
 CASES = torch.tensor([[0, 2], [1, 1], [2, 3]])
 
@@ -170,3 +170,26 @@ def test_refused_where_there_is_no_rule(rule):
     tape = Tape(make("nhwc"), batch(1), needs={"input_gradient"})
     with pytest.raises(ModelError, match="no ReLU call"):
         tape.input_gradient(torch.tensor([[0, 0]]), rule=rule)
+
+
+def test_in_place_on_a_view_and_on_the_image_itself():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.relu(x, inplace=True)
+            y = self.conv(x)
+            y[:, 1:].relu_()
+            return self.fc(y.mean((2, 3)))
+
+    network = Net().double()
+    classifier = Classifier(network, arch="x", classes="abcd", target_layer="conv")
+    images = batch(2)
+    before = images.clone()
+    found = Tape(classifier, images, needs={"input_gradient"}).input_gradient(CASES[:2])
+    assert torch.equal(images, before)
+    x = images.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(network(x + 0)[[0, 1], [2, 1]].sum(), x)
+    torch.testing.assert_close(found, expected)

@@ -138,6 +138,10 @@ def test_densenet_output_is_torchvisions():
     peer.load_state_dict(classifier.network.state_dict())  # the appended ReLU adds no key
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(classifier(images), peer(images))
+    classifier(images).sum().backward()  # its in-place ReLU does not disturb the appended one
+    peer(images).sum().backward()
+    for a, b in zip(classifier.network.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_unknown_names():
@@ -189,7 +193,10 @@ def test_torchvisions_own_modules_are_recognised():
         assert classifier.network is network
         assert classifier.target_layer == target
         assert network.training  # somebody else's module is left as it is
-    assert load_classifier(tv.resnet18()).classes[0] == "tench"
+    network = tv.resnet18()
+    assert load_classifier(network).classes[0] == "tench"
+    assert load_classifier(torch.compile(network)).network is network
+    assert load_classifier(nn.DataParallel(network)).network is network
     assert load_classifier(own(4)).classes == ("0", "1", "2", "3")
     assert load_classifier(own(2), classes=["a", "b"], target_layer="0").target_layer == "0"
 

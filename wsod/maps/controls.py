@@ -22,7 +22,7 @@ def center(size: tuple[int, int], *, sigma: float = 56.0, side: int = 224) -> ND
     Returns:
         (side, side) float64, largest at (side/2, side/2).
 
-    >>> center((100, 200), side=4, sigma=1.0).argmax()
+    >>> int(center((100, 200), side=4, sigma=1.0).argmax())
     10
     """
     distance = (np.arange(side) - side / 2) ** 2

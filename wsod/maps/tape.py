@@ -121,7 +121,8 @@ class Tape:
             handles.append(attention.register_forward_hook(lambda *io: self._attention.append(io[2])))
         try:
             with mode, self._autocast(), torch.set_grad_enabled(graph), self._mode or nullcontext():
-                return cast(Tensor, self.classifier(images))
+                # a copy: the network may begin with an in-place operation
+                return cast(Tensor, self.classifier(images.clone()))
         finally:
             for handle in handles:
                 handle.remove()

@@ -59,7 +59,6 @@ class Architecture:
         prefix: tokens before the grid.
         fetch: downloads the published state dict.
         class_names: of the published weights.
-        fixed_size: whether the network only takes the side it was built for.
     """
 
     name: str
@@ -70,7 +69,6 @@ class Architecture:
     prefix: int = 0
     fetch: Callable[[], Mapping[str, Tensor]] = _no_weights
     class_names: Callable[[], tuple[str, ...]] = tuple
-    fixed_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,6 @@ class _Family:
     prefix: int = 0
     # keyword arguments of torchvision's builder; "{size}" stands for the input side
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    fixed_size: bool = False
 
 
 # transform_input is what the published GoogLeNet and Inception weights expect; it has to be the same
@@ -94,7 +91,7 @@ _FAMILIES = {
     "efficientnet": _Family("features"),
     "googlenet": _Family("inception5b", arguments=_INCEPTION),
     "inception": _Family("Mixed_7c", arguments=_INCEPTION),
-    "maxvit": _Family("blocks.-1", arguments={"input_size": ("{size}", "{size}")}, fixed_size=True),
+    "maxvit": _Family("blocks.-1", arguments={"input_size": ("{size}", "{size}")}),
     "mnasnet": _Family("layers"),
     "mobilenet": _Family("features"),
     "regnet": _Family("trunk_output"),
@@ -104,9 +101,16 @@ _FAMILIES = {
     "squeezenet": _Family("features"),
     "swin": _Family("norm", "NHWC"),
     "vgg": _Family("features.-2"),
-    "vit": _Family("encoder.layers.-1.ln_1", "tokens", 1, {"image_size": "{size}"}, fixed_size=True),
+    "vit": _Family("encoder.layers.-1.ln_1", "tokens", 1, {"image_size": "{size}"}),
     "wide_resnet": _Family("layer4"),
 }
+
+
+class _LastReLU(nn.ReLU):
+    """A ReLU whose output may be overwritten, as DenseNet does next, though autograd keeps the original."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clone()
 
 
 def _build_torchvision(name: str, family: _Family, classes: int, size: int) -> nn.Module:
@@ -119,7 +123,7 @@ def _build_torchvision(name: str, family: _Family, classes: int, size: int) -> n
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(f"{name} at {size} px", "an input side it can take", error) from error
     if name.startswith("densenet"):
-        cast(nn.Sequential, network.features).add_module("relu", nn.ReLU(inplace=True))
+        cast(nn.Sequential, network.features).add_module("relu", _LastReLU())
     return network
 
 
@@ -155,7 +159,6 @@ def _torchvision(name: str) -> Architecture:
         family.prefix,
         partial(_fetch_torchvision, name),
         _imagenet_classes,
-        family.fixed_size,
     )
 
 

@@ -117,7 +117,12 @@ def load_classifier(
     if isinstance(source, Classifier):
         return source
     if isinstance(source, nn.Module):
-        return _wrap(source, arch, classes, target_layer, size).to(device)
+        network = source
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        # a compiled module runs its original's weights; hooks and derivatives of maps need the original
+        network = getattr(network, "_orig_mod", network)
+        return _wrap(network, arch, classes, target_layer, size).to(device)
     contents = load_file(source)
     if is_checkpoint(contents):
         classifier = _from_checkpoint(read_checkpoint(source), source, arch, classes, target_layer, size)
