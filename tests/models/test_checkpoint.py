@@ -4,6 +4,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -30,7 +31,7 @@ def ft(tmp_path, trained):
         path,
         trained,
         recipe={"train": {"lr": 1e-4, "path": Path("a/b")}},
-        metrics={"map": 0.5},
+        metrics={"map": np.float64(0.5)},
         provenance={"seed": 3},
         extra={"optimiser": {0: torch.ones(2)}, "step": 7},
     )
@@ -277,3 +278,27 @@ def test_default_weights_are_torchvisions_download(monkeypatch):
 def test_no_classes():
     with pytest.raises(ConfigError, match="at least one class name"):
         build_classifier("smallnet", [])
+
+
+class Prefixed(nn.Module):
+    """A network whose own keys all start with `model.`, as some wrappers' do."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.model.append(nn.Linear(4, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
+def test_a_prefix_that_belongs_to_the_network_stays(tmp_path):
+    source = Prefixed(3)
+    for name, state in (
+        ("own.pt", source.state_dict()),
+        ("wrapped.pt", {f"module.{key}": value for key, value in source.state_dict().items()}),
+    ):
+        torch.save(state, tmp_path / name)
+        found = load_classifier(tmp_path / name, arch=f"{__name__}:Prefixed", size=32)
+        assert torch.equal(found.network.model[0].weight, source.model[0].weight)
+        assert found.target_layer == "model.1"

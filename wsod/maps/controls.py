@@ -8,22 +8,24 @@ from numpy.typing import NDArray
 __all__ = ["center"]
 
 
-def center(size: tuple[int, int], *, sigma: float = 56.0, side: int = 224) -> NDArray[np.float64]:
-    """A Gaussian at the image's centre: exp(-((y-c)² + (x-c)²) / 2σ²), c = side/2, x and y from 0 to side-1.
+def center(size: tuple[int, int], *, sigma: float = 0.25) -> NDArray[np.float64]:
+    """A Gaussian at the image's centre: exp(-((x - w/2)² / σ_x² + (y - h/2)² / σ_y²) / 2), scaled to [0, 1].
 
-    The control of the WSOL benchmark (Choe et al., "Evaluating Weakly Supervised Object Localization Methods
-    Right", CVPR 2020). Made at side×side whatever the image, so it follows the image's shape when resized.
+    x and y count from 0, so at 224×224 it is the control of the WSOL benchmark (Choe et al., "Evaluating
+    Weakly Supervised Object Localization Methods Right", CVPR 2020), and at the image's size its maximum is
+    the centre baseline of the pointing game.
 
     Args:
-        size: (height, width) of the image; unused.
-        sigma: in cells.
-        side: of the map.
+        size: (height, width) to make it at: the evaluation frame.
+        sigma: as a share of each side.
 
     Returns:
-        (side, side) float64, largest at (side/2, side/2).
+        (height, width) float64 in [0, 1].
 
-    >>> int(center((100, 200), side=4, sigma=1.0).argmax())
-    10
+    >>> int(center((4, 6)).argmax())
+    15
     """
-    distance = (np.arange(side) - side / 2) ** 2
-    return np.exp(-(distance[:, None] + distance[None, :]) / (2 * sigma**2))
+    vertical, horizontal = (((np.arange(side) - side / 2) / (sigma * side)) ** 2 for side in size)
+    values = np.exp(-(vertical[:, None] + horizontal[None, :]) / 2)
+    values -= values.min()
+    return values / max(values.max(), np.finfo(float).tiny)

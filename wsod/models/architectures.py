@@ -16,6 +16,7 @@ The default target layer is the last one with a spatial grid whose gradient spea
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 
-def _no_weights() -> Mapping[str, Tensor]:
+def _no_weights(size: int) -> Mapping[str, Tensor]:
     raise CheckpointError("weights", "published weights of this architecture", "none", "Pass a file instead.")
 
 
@@ -57,7 +58,7 @@ class Architecture:
         preprocess: what its published weights were evaluated with, in `squash` mode.
         layout: of the target layer's output.
         prefix: tokens before the grid.
-        fetch: downloads the published state dict.
+        fetch: (input side) → the published state dict, downloaded.
         class_names: of the published weights.
     """
 
@@ -67,7 +68,7 @@ class Architecture:
     preprocess: Callable[[], Preprocess] = Preprocess
     layout: Layout = "NCHW"
     prefix: int = 0
-    fetch: Callable[[], Mapping[str, Tensor]] = _no_weights
+    fetch: Callable[[int], Mapping[str, Tensor]] = _no_weights
     class_names: Callable[[], tuple[str, ...]] = tuple
 
 
@@ -127,7 +128,7 @@ def _build_torchvision(name: str, family: _Family, classes: int, size: int) -> n
     return network
 
 
-def _fetch_torchvision(name: str) -> Mapping[str, Tensor]:
+def _fetch_torchvision(name: str, size: int) -> Mapping[str, Tensor]:
     weights = tv.get_model_weights(name).DEFAULT
     state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     return state
@@ -185,18 +186,21 @@ def _timm(name: str) -> Architecture:
         raise ConfigError("timm", "a model of timm", repr(name), nearest(model, timm.list_models()))
     config = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
 
-    def build(classes: int, size: int) -> nn.Module:
+    def create(size: int, **arguments: Any) -> nn.Module:
         # transformers have to be told the input side; networks that take any do not know the argument
-        sized = config.fixed_input_size or size != config.input_size[-1]
-        try:
-            arguments: dict[str, Any] = {"img_size": size} if sized else {}
-            network: nn.Module = timm.create_model(name, num_classes=classes, **arguments)
-        except TypeError:
-            network = timm.create_model(name, num_classes=classes)
+        network: nn.Module
+        if config.fixed_input_size or size != config.input_size[-1]:
+            with contextlib.suppress(TypeError):
+                network = timm.create_model(name, img_size=size, **arguments)
+                return network
+        network = timm.create_model(name, **arguments)
         return network
 
-    def fetch() -> Mapping[str, Tensor]:
-        state: Mapping[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    def build(classes: int, size: int) -> nn.Module:
+        return create(size, num_classes=classes)
+
+    def fetch(size: int) -> Mapping[str, Tensor]:
+        state: Mapping[str, Tensor] = create(size, pretrained=True).state_dict()
         return state
 
     def preprocess() -> Preprocess:

@@ -69,16 +69,18 @@ def build_classifier(
     """
     if not classes:
         raise ConfigError("classes", "at least one class name", "none")
-    classifier = _assemble(find_architecture(arch), arch, classes, task, head, target_layer, size)
+    architecture = find_architecture(arch)
+    classifier = _assemble(architecture, arch, classes, task, head, target_layer, size)
+    network = classifier.network
     if str(weights) == "none":
         return classifier
     if str(weights) == "default":
-        state: Mapping[str, Tensor] = find_architecture(arch).fetch()
+        state: Mapping[str, Tensor] = architecture.fetch(classifier.preprocess.size)
         where = f"published weights of {arch}"
     else:
         where = str(weights)
-        state = bare_state(load_file(weights), where)
-    network, final = classifier.network, final_layer(classifier.network)[0]
+        state = bare_state(load_file(weights), network.state_dict(), where)
+    final = final_layer(network)[0]
     state = _fit_positions(network, state, classifier.preprocess.size)
     whole = fit_state(network, state, final, where, new_head=True)
     new = f"; the layer {final} is new ({len(classifier.classes)} classes)"
@@ -100,7 +102,7 @@ def load_classifier(
 
     Args:
         source: a checkpoint of `atcon`; a .safetensors, .pt or .pth file with a state dict (`arch` is needed
-            then); or a network, which is wrapped as it is, its mode left alone.
+            then); or a network, which is wrapped as it is, its mode left alone. A `Classifier` is returned.
         arch: the architecture of bare weights. Of a checkpoint, only needed to confirm a `module:factory`.
         classes: class names; None = the checkpoint's, ImageNet's where there are 1000, else numbers.
         target_layer: path of the module whose output maps are made of; None = the default.
@@ -131,7 +133,7 @@ def load_classifier(
             source, "a checkpoint of atcon", "weights without an architecture", "Pass --arch NAME as well."
         )
     else:
-        classifier = _from_weights(bare_state(contents, source), source, arch, classes, target_layer, size)
+        classifier = _from_weights(contents, source, arch, classes, target_layer, size)
     classifier.loaded, classifier.sha256 = str(source), file_sha256(source)
     return classifier.eval().to(device)
 
@@ -228,13 +230,14 @@ def _from_checkpoint(
         preprocess,
     )
     network = classifier.network
-    state = _fit_positions(network, bare_state(contents, source), classifier.preprocess.size)
-    fit_state(network, state, final_layer(network)[0], source)
+    state = bare_state(contents, network.state_dict(), source)
+    fitted = _fit_positions(network, state, classifier.preprocess.size)
+    fit_state(network, fitted, final_layer(network)[0], source)
     return classifier
 
 
 def _from_weights(
-    state: Mapping[str, Tensor],
+    contents: Mapping[str, Any],
     source: str | Path,
     arch: str,
     classes: Sequence[str] | None,
@@ -243,13 +246,14 @@ def _from_weights(
 ) -> Classifier:
     architecture = find_architecture(arch)
     if classes is None:
-        final = final_layer(_sketch(architecture, size or architecture.preprocess().size))[0]
-        rows = state.get(f"{final}.weight")
+        sketch = _sketch(architecture, size or architecture.preprocess().size)
+        rows = bare_state(contents, sketch.state_dict(), source).get(f"{final_layer(sketch)[0]}.weight")
         classes = _names(architecture, 1000 if rows is None else len(rows))
     classifier = _assemble(architecture, arch, classes, "multiclass", "linear", target_layer, size)
     network = classifier.network
-    state = _fit_positions(network, state, classifier.preprocess.size)
-    fit_state(network, state, final_layer(network)[0], source)
+    state = bare_state(contents, network.state_dict(), source)
+    fitted = _fit_positions(network, state, classifier.preprocess.size)
+    fit_state(network, fitted, final_layer(network)[0], source)
     return classifier
 
 

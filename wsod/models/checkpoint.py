@@ -7,10 +7,11 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ def save_checkpoint(
         "provenance": plain({"torch": str(torch.__version__), **provenance}),
         "extra": dict(extra or {}),
     }
-    _require_plain(contents, str(path))
+    contents = _storable(contents, str(path))
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         torch.save(contents, aside)
@@ -79,15 +80,18 @@ def save_checkpoint(
         aside.unlink(missing_ok=True)
 
 
-def _require_plain(value: Any, where: str) -> None:
+def _storable(value: Any, where: str) -> Any:
+    """`value` with numpy's scalars made Python's: `weights_only` loading knows no others."""
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            _require_plain(item, f"{where}: {key}" if not where.count(": ") else f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _require_plain(item, where)
-    elif not (value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor)):
-        raise CheckpointError(where, "tensors, numbers, text, lists and tables", type(value).__name__)
+        step = "." if ": " in where else ": "
+        return {key: _storable(item, f"{where}{step}{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_storable(item, where) for item in value])
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor):
+        return value
+    raise CheckpointError(where, "tensors, numbers, text, lists and tables", type(value).__name__)
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
@@ -156,17 +160,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return contents
 
 
-def bare_state(contents: Mapping[str, Any], where: object) -> dict[str, Tensor]:
-    """The network's state dict inside a file: wrappers (`state_dict`, `model`) and key prefixes taken off."""
+def bare_state(contents: Mapping[str, Any], keys: Collection[str], where: object) -> dict[str, Tensor]:
+    """The network's state dict inside a file: wrappers (`state_dict`, `model`) and key prefixes taken off.
+
+    Args:
+        contents: of the file.
+        keys: the network's own; a prefix comes off only where none of them is in the file.
+        where: names the file in messages.
+    """
     for key in ("state", "state_dict", "model_state_dict", "model"):
         inner = contents.get(key)
         if isinstance(inner, Mapping):
-            return bare_state(inner, where)
+            return bare_state(inner, keys, where)
     state = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(where, "weights", f"no tensors, but: {', '.join(map(str, contents))}"[:200])
     for prefix in ("module.", "model.", "network.", "module."):
-        if all(key.startswith(prefix) for key in state):
+        if not any(key in keys for key in state) and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
