@@ -216,11 +216,13 @@ def guidedgradcam(classifier: Classifier, image: Tensor, label: int) -> Array:
 
 
 def center(classifier: Classifier, image: Tensor, label: int) -> Array:
-    out = np.zeros((224, 224))
-    for y in range(224):
-        for x in range(224):
-            out[y, x] = np.exp(-((y - 112) ** 2 + (x - 112) ** 2) / (2 * 56**2))
-    return out
+    height, width = image.shape[1:]
+    out = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            down, right = (y - height / 2) / (height / 4), (x - width / 2) / (width / 4)
+            out[y, x] = np.exp(-(down**2 + right**2) / 2)
+    return (out - out.min()) / (out.max() - out.min())
 
 
 TWINS = {

@@ -26,6 +26,7 @@ def center(size: tuple[int, int], *, sigma: float = 0.25) -> NDArray[np.float64]
     15
     """
     vertical, horizontal = (((np.arange(side) - side / 2) / (sigma * side)) ** 2 for side in size)
-    values = np.exp(-(vertical[:, None] + horizontal[None, :]) / 2)
+    values: NDArray[np.float64] = np.exp(-(vertical[:, None] + horizontal[None, :]) / 2)
     values -= values.min()
-    return values / max(values.max(), np.finfo(float).tiny)
+    values /= max(float(values.max()), np.finfo(np.float64).tiny)
+    return values

@@ -73,7 +73,7 @@ class MapMethod:
         """(h, w) float64 map of a control that needs neither classifier nor image.
 
         Args:
-            size: (height, width) of the original image.
+            size: (height, width) to make it at: the evaluation frame.
             options: the method's own.
 
         Raises:
