@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["center"]
+__all__ = ["center", "center_point"]
 
 
 def center(size: tuple[int, int], *, sigma: float = 0.25) -> NDArray[np.float64]:
@@ -30,3 +30,11 @@ def center(size: tuple[int, int], *, sigma: float = 0.25) -> NDArray[np.float64]
     values -= values.min()
     values /= max(float(values.max()), np.finfo(np.float64).tiny)
     return values
+
+
+def center_point(size: tuple[int, int]) -> tuple[float, float]:
+    """(w/2, h/2): the centre baseline of the pointing game (Fong et al., TorchRay, ICCV 2019).
+
+    Between two pixels where a side is odd, which no maximum of a map can say.
+    """
+    return size[1] / 2, size[0] / 2

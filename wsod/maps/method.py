@@ -37,6 +37,7 @@ class MapMethod:
         differentiable: whether `create_graph=True` gives maps that can be trained through.
         values: `raw` scores of any sign, or `probability`.
         supervision: what it uses beyond the classifier's own.
+        point: for a control that is a point by definition, `(size) → (x, y)` in pixels of the image.
     """
 
     function: Callable[..., Any]
@@ -47,6 +48,7 @@ class MapMethod:
     differentiable: bool = True
     values: Literal["raw", "probability"] = "raw"
     supervision: tuple[str, ...] = ()
+    point: Callable[[tuple[int, int]], tuple[float, float]] | None = None
 
     def __call__(self, tape: Tape, cases: Tensor, *, create_graph: bool = False, **options: Any) -> Tensor:
         """Maps of some cases.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from wsod.maps.ablation import ablationcam
 from wsod.maps.backprop import deconvnet, gradient, guidedbackprop, guidedgradcam, inputxgradient
 from wsod.maps.cam import cam
-from wsod.maps.controls import center
+from wsod.maps.controls import center, center_point
 from wsod.maps.eigencam import eigencam
 from wsod.maps.elementwise import elementgradcam, hirescam, layercam
 from wsod.maps.gradcam import gradcam, gradcam_plus_plus, xgradcam
@@ -77,6 +77,7 @@ METHODS: Registry[MapMethod] = Registry(
             frozenset({"nothing"}),
             class_specific=False,
             differentiable=False,
+            point=center_point,
         ),
     },
 )

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from wsod.errors import ConfigError, ModelError
 from wsod.maps.guided import ReluMode, Rule
@@ -22,6 +23,8 @@ from wsod.models.classifier import Classifier
 from wsod.models.heads.linear import final_layer
 
 __all__ = ["Tape"]
+
+Hook = Callable[[nn.Module, Any, Any], Any]
 
 
 @contextmanager
@@ -91,7 +94,11 @@ class Tape:
             if self._mode is not None and not images.requires_grad:
                 images.requires_grad_()
             self.images = images
-            self._logits = self._forward(images, self._capture, create_graph or self._mode is not None)
+            hooks: list[tuple[str, Hook]] = [(classifier.target_layer, self._capture)]
+            if classifier.attention_layer is not None:
+                hooks.append((classifier.attention_layer, self._attend))
+            graph = create_graph or self._mode is not None
+            self._logits = self._forward(images, hooks, graph, self._mode)
             if len(self._outputs) != 1:
                 raise ModelError(
                     self._where,
@@ -112,15 +119,19 @@ class Tape:
         self._outputs.append(output)
         return cast(Tensor, output.clone())
 
-    def _forward(self, images: Tensor, hook: Callable[..., Any], graph: bool) -> Tensor:
-        network, layer = self.classifier.network, self.classifier.attention_layer
+    def _attend(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._attention.append(output)
+
+    def _forward(
+        self, images: Tensor, hooks: list[tuple[str, Hook]], graph: bool, relus: ReluMode | None
+    ) -> Tensor:
+        """Logits of a pass with these forward hooks, which are gone afterwards, as is evaluation mode."""
         mode = _evaluation_mode(self.classifier) if self._eval_mode else nullcontext()
-        handles = [network.get_submodule(self.classifier.target_layer).register_forward_hook(hook)]
-        if layer is not None:
-            attention = network.get_submodule(layer)
-            handles.append(attention.register_forward_hook(lambda *io: self._attention.append(io[2])))
+        handles: list[RemovableHandle] = []
         try:
-            with mode, self._autocast(), torch.set_grad_enabled(graph), self._mode or nullcontext():
+            for path, hook in hooks:
+                handles.append(self.classifier.network.get_submodule(path).register_forward_hook(hook))
+            with mode, self._autocast(), torch.set_grad_enabled(graph), relus or nullcontext():
                 # a copy: the network may begin with an in-place operation
                 return cast(Tensor, self.classifier(images.clone()))
         finally:
@@ -307,7 +318,7 @@ class Tape:
                 if gradient is None:
                     raise ModelError(
                         self._where,
-                        "logits that depend on the target layer",
+                        "logits that depend on the target layer and the image",
                         "a forward pass that cuts the graph between them",
                     )
                 gradient = _full(gradient) / scale if scale != 1 else _full(gradient)
@@ -336,10 +347,9 @@ class Tape:
         if len(features) != len(like):
             raise ConfigError("replay", f"features of {len(like)} images", len(features))
         replaced = self.classifier.ungrid(features, like)
-        mode, self._mode = self._mode, None
-        attention, self._attention = self._attention, []
-        try:
-            with torch.inference_mode(False):
-                return _full(self._forward(images, lambda *io: replaced.clone(), False))
-        finally:
-            self._mode, self._attention = mode, attention
+
+        def put(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+            return replaced.clone()
+
+        with torch.inference_mode(False):
+            return _full(self._forward(images, [(self.classifier.target_layer, put)], False, None))
