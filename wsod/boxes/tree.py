@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["compiled", "fill_holes", "largest_boxes", "superlevel_boxes"]
+__all__ = ["compiled", "descending", "fill_holes", "largest_boxes", "superlevel_boxes"]
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
@@ -33,7 +33,7 @@ def compiled(function: Function) -> Function:
 
 
 @compiled
-def _descending(values: Bytes) -> tuple[Ints, Ints]:
+def descending(values: Bytes) -> tuple[Ints, Ints]:
     """Pixel indices by descending value, raster order within a value; and where each value starts."""
     counts = np.zeros(257, np.int32)
     flat = values.ravel()
@@ -71,7 +71,7 @@ def superlevel_boxes(values: Bytes, eight: bool) -> tuple[Ints, Ints, Ints]:
     """
     height, width = values.shape
     flat = values.ravel()
-    order, starts = _descending(values)
+    order, starts = descending(values)
     parent = np.full(flat.size, -1, np.int32)
     box = np.empty((flat.size, 4), np.int32)
     born = np.empty(flat.size, np.int32)
@@ -182,7 +182,7 @@ def largest_boxes(filled: Bytes) -> Ints:
     """
     height, width = filled.shape
     flat = filled.ravel()
-    order, starts = _descending(filled)
+    order, starts = descending(filled)
     parent = np.full(flat.size, -1, np.int32)
     box = np.empty((flat.size, 4), np.int32)
     quads = np.zeros(flat.size, np.int32)
