@@ -148,7 +148,9 @@ def _open(request: Request) -> _Run:
     return run
 
 
-def _items(run: _Run, indices: Sequence[int], progress: Progress | None) -> Iterator[Item | Fault]:
+def _items(
+    run: _Run, indices: Sequence[int], progress: Progress | None, frame: int = 0
+) -> Iterator[Item | Fault]:
     """Every image with all its maps, computed and read; faults as the request says."""
     request, total = run.request, len(indices)
     if run.methods:
@@ -161,6 +163,7 @@ def _items(run: _Run, indices: Sequence[int], progress: Progress | None) -> Iter
             device=run.device,
             batch_size=request.batch_size,
             threads=request.threads,
+            frame=frame,
         )
     else:
         computed = _annotations(run.dataset, indices)
@@ -283,7 +286,7 @@ def evaluate(
         stores = {name: MapStore(out / "maps" / name, len(run.dataset.classes)) for name in run.methods}
     kept: list[Item] = []
     skipped: list[dict[str, str]] = []
-    for item in _items(run, run.indices, progress):
+    for item in _items(run, run.indices, progress, protocol.maps.frame):
         if isinstance(item, Fault):
             skipped.append({"image": item.image, "error": str(item.error)})
             continue

@@ -51,6 +51,8 @@ def class_columns(model_classes: Sequence[str], data_classes: Sequence[str]) -> 
     Raises:
         ConfigError: where a class of the data set is not among the classifier's.
     """
+    if tuple(model_classes) == tuple(data_classes):
+        return np.arange(len(data_classes))  # names may repeat: ImageNet has two cranes
     place = {name: i for i, name in enumerate(model_classes)}
     if all(name in place for name in data_classes):
         return np.array([place[name] for name in data_classes], np.int64)
@@ -92,11 +94,13 @@ def iterate_maps(
     device: str = "cpu",
     batch_size: int = 16,
     threads: int = 2,
+    frame: int = 0,
 ) -> Iterator[tuple[Sample, dict[str, AttentionMaps]] | Fault]:
     """Every image's maps by every method, in the order of `indices`; a Fault for an image that fails.
 
     One forward pass of a batch serves all methods and all labels of its images. Without methods that need
-    a classifier no image is decoded.
+    a classifier no image is decoded. Controls are made at the evaluation frame: `frame` pixels square, or
+    the image's size where it is 0.
     """
     tape_methods = {name: method for name, method in methods.items() if "nothing" not in method.needs}
     if not tape_methods:
@@ -106,7 +110,7 @@ def iterate_maps(
             except WsodError as error:
                 yield Fault(dataset.ids[index], error)
             else:
-                yield sample, _controls(methods, sample, np.array(sample.classes, np.int64))
+                yield sample, _controls(methods, sample, np.array(sample.classes, np.int64), frame)
         return
     if classifier is None:
         raise ConfigError(
@@ -131,7 +135,7 @@ def iterate_maps(
         if isinstance(group, Fault):
             yield group
         else:
-            yield from _batch_maps(classifier, group, methods, tape_methods, columns, labels, device)
+            yield from _batch_maps(classifier, group, methods, tape_methods, columns, labels, device, frame)
 
 
 def _batches(loaded: Iterator[_Loaded | Fault], batch_size: int) -> Iterator[list[_Loaded] | Fault]:
@@ -163,6 +167,7 @@ def _batch_maps(
     columns: np.ndarray[Any, Any],
     rule: LabelRule,
     device: str,
+    frame: int,
 ) -> Iterator[tuple[Sample, dict[str, AttentionMaps]] | Fault]:
     import torch
 
@@ -187,7 +192,7 @@ def _batch_maps(
         stop = start + len(some)
         ranking = backward[np.argsort(-row, kind="stable")[:RANKING_DEPTH]]
         try:
-            maps = _controls(methods, item.sample, some)
+            maps = _controls(methods, item.sample, some, frame)
             for name, stack in stacks.items():
                 maps[name] = AttentionMaps(
                     item.sample.image_id, item.sample.size, some, stack[start:stop], ranking, item.region
@@ -205,13 +210,14 @@ def _labels(rule: LabelRule, sample: Sample, scores: np.ndarray[Any, Any]) -> np
 
 
 def _controls(
-    methods: Mapping[str, MapMethod], sample: Sample, labels: np.ndarray[Any, Any]
+    methods: Mapping[str, MapMethod], sample: Sample, labels: np.ndarray[Any, Any], frame: int
 ) -> dict[str, AttentionMaps]:
     """Maps that need neither classifier nor pixels: one a size, the same for every label."""
     maps = {}
     for name, method in methods.items():
         if "nothing" in method.needs and len(labels):
-            one = method.control(sample.size)
+            one = method.control((frame, frame) if frame else sample.size)
             values = np.broadcast_to(one, (len(labels), *one.shape))
-            maps[name] = AttentionMaps(sample.image_id, sample.size, labels, values)
+            point = method.point(sample.size) if method.point is not None else None
+            maps[name] = AttentionMaps(sample.image_id, sample.size, labels, values, point=point)
     return maps

@@ -136,6 +136,8 @@ class AttentionMaps:
         ranking: (R,) classes by descending score of the classifier (top R), or None where unknown.
         region: (x0, y0, x1, y1) the part of the original image the map spans, in pixels, not necessarily
             inside it (letterbox); None = the whole image.
+        point: (x, y) in pixels of the image that all of these maps point at, for a control that is a point by
+            definition; None = each map's maximum.
 
     Raises:
         MapError: naming the image, where shapes disagree or a value is not finite.
@@ -147,6 +149,7 @@ class AttentionMaps:
     values: NDArray[np.floating[Any]]
     ranking: Int | None = None
     region: tuple[float, float, float, float] | None = None
+    point: tuple[float, float] | None = None
     # results derived from these maps (score maps, threshold sweeps), shared by all metrics of a run
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 

@@ -68,8 +68,11 @@ class PointingGame(CaseMean):
     def needs(self) -> frozenset[str]:
         return frozenset({self.truth})
 
-    def point(self, maps: AttentionMaps, k: int) -> tuple[int, int]:
-        """(x, y) of the k-th map's first maximum, in the evaluation frame."""
+    def point(self, maps: AttentionMaps, k: int) -> tuple[float, float]:
+        """(x, y) of the k-th map's first maximum (or of its own point), in the evaluation frame."""
+        if maps.point is not None:
+            height, width = self.processing.size(maps)
+            return maps.point[0] * width / maps.size[1], maps.point[1] * height / maps.size[0]
         scores = self.processing.score(maps, k).scores
         if self.smooth:
             sigma = self.smooth * max(scores.shape)
@@ -106,13 +109,13 @@ class PointingGame(CaseMean):
         return score
 
 
-def _box_distance(boxes: NDArray[np.float64], point: tuple[int, int]) -> float:
+def _box_distance(boxes: NDArray[np.float64], point: tuple[float, float]) -> float:
     """Smallest squared distance of the point to a pixel of the half-open boxes."""
     p = np.array(point)
     away = np.maximum(boxes[:, :2] - p, p - (boxes[:, 2:] - 1)).clip(0)
     return float((away**2).sum(1).min())
 
 
-def _mask_distance(mask: NDArray[np.bool_], point: tuple[int, int]) -> float:
+def _mask_distance(mask: NDArray[np.bool_], point: tuple[float, float]) -> float:
     ys, xs = np.nonzero(mask)
     return float(((xs - point[0]) ** 2 + (ys - point[1]) ** 2).min())
