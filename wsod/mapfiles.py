@@ -94,12 +94,10 @@ def read_maps(path: Path, sample: Sample, classes: int) -> AttentionMaps:
 def _load(path: Path) -> Array | dict[Any, Any]:
     try:
         with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            return (
-                content
-                if isinstance(content, np.ndarray)
-                else {name: content[name] for name in content.files}
-            )
+            content: Any = np.load(file, allow_pickle=False)
+            if not isinstance(content, np.ndarray):
+                return {name: content[name] for name in content.files}
+            return content
     except ValueError:
         return _unpickle(path)
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
