@@ -5,7 +5,7 @@ import torch
 
 from tests.maps.networks import batch, make
 from wsod.errors import ConfigError
-from wsod.maps import METHODS, attention_maps
+from wsod.maps import METHODS, Tape, attention_maps
 from wsod.maps.extract import cases_of
 
 
@@ -71,6 +71,15 @@ def test_nothing_returned_holds_a_graph():
     found = attention_maps(make("relu"), batch(), [0, 1, 2], list(METHODS))
     assert not found.logits.requires_grad
     assert not any(maps.requires_grad for maps in found.maps.values())
+
+
+def test_methods_build_a_graph_for_training_alone():
+    cases = torch.tensor([[0, 1]])
+    for name, method in METHODS.items():
+        for graph in (False, True):
+            tape = Tape(make("relu"), batch(), needs=method.needs, create_graph=graph)
+            maps = method(tape, cases, create_graph=graph)
+            assert maps.requires_grad == (graph and (method.differentiable or name == "ablationcam"))
 
 
 def test_somebody_elses_module():

@@ -170,11 +170,14 @@ def own(classes: int) -> nn.Module:
 def test_own_factory(monkeypatch):
     module = types.ModuleType("my_networks")
     module.make, module.wrong = own, lambda classes: "no network"
+    module.deaf = lambda classes: own(5)
     monkeypatch.setitem(sys.modules, "my_networks", module)
     classifier = build_classifier("my_networks:make", ["a", "b"], size=32)
     assert classifier.target_layer == "1"
     with pytest.raises(ConfigError, match="factory"):
         build_classifier("my_networks:wrong", ["a"])
+    with pytest.raises(ModelError, match="a last layer with 2 outputs, got 5 in 4"):
+        build_classifier("my_networks:deaf", ["a", "b"])
 
 
 def test_the_probe_leaves_the_network_as_it_was():

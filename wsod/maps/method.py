@@ -60,14 +60,16 @@ class MapMethod:
             options: the method's own.
 
         Returns:
-            (M, h, w), float32 or float64, at the method's native resolution.
+            (M, h, w), float32 or float64, at the method's native resolution; in the graph where the tape was
+            made with `create_graph=True`.
         """
         if "nothing" in self.needs:
             height, width = tape.images.shape[-2:]
             one = torch.from_numpy(self.control((height, width), **options))
             return one.to(tape.images.device, tape.logits.dtype).expand(len(cases), *one.shape)
-        # sums over channels and cells lose too much in half precision
-        with torch.autocast(tape.images.device.type, enabled=False):
+        # sums over channels and cells lose too much in half precision; a graph is kept for training alone
+        full = torch.autocast(tape.images.device.type, enabled=False)
+        with full, torch.set_grad_enabled(tape.create_graph and torch.is_grad_enabled()):
             maps: Tensor = self.function(tape, cases, create_graph=create_graph, **options)
         return maps
 

@@ -199,7 +199,7 @@ class Tape:
         return self._head[1] == "linear"
 
     def _inspect_head(self) -> tuple[Tensor, Literal["linear", "rectified", "other"]]:
-        layer = final_layer(self.classifier.network)[1]
+        layer = final_layer(self.classifier.network, self.logits.shape[1])[1]
         weights = _full(layer.weight.flatten(1))
         fits = weights.shape == (self.logits.shape[1], self.features.shape[1])
         # torchvision's ViT starts with a head of zeros, which any features would seem to explain

@@ -35,6 +35,9 @@ from wsod.models.preprocess import Preprocess
 
 __all__ = ["build_classifier", "load_classifier"]
 
+# a number of classes that no other layer has outputs
+_UNUSUAL = 1009
+
 Task = Literal["multiclass", "multilabel"]
 
 
@@ -80,7 +83,7 @@ def build_classifier(
     else:
         where = str(weights)
         state = bare_state(load_file(weights), network.state_dict(), where)
-    final = final_layer(network)[0]
+    final = final_layer(network, len(classes))[0]
     state = _fit_positions(network, state, classifier.preprocess.size)
     whole = fit_state(network, state, final, where, new_head=True)
     new = f"; the layer {final} is new ({len(classifier.classes)} classes)"
@@ -232,7 +235,7 @@ def _from_checkpoint(
     network = classifier.network
     state = bare_state(contents, network.state_dict(), source)
     fitted = _fit_positions(network, state, classifier.preprocess.size)
-    fit_state(network, fitted, final_layer(network)[0], source)
+    fit_state(network, fitted, final_layer(network, len(classifier.classes))[0], source)
     return classifier
 
 
@@ -247,13 +250,14 @@ def _from_weights(
     architecture = find_architecture(arch)
     if classes is None:
         sketch = _sketch(architecture, size or architecture.preprocess().size)
-        rows = bare_state(contents, sketch.state_dict(), source).get(f"{final_layer(sketch)[0]}.weight")
+        final = final_layer(sketch, _UNUSUAL)[0]
+        rows = bare_state(contents, sketch.state_dict(), source).get(f"{final}.weight")
         classes = _names(architecture, 1000 if rows is None else len(rows))
     classifier = _assemble(architecture, arch, classes, "multiclass", "linear", target_layer, size)
     network = classifier.network
     state = bare_state(contents, network.state_dict(), source)
     fitted = _fit_positions(network, state, classifier.preprocess.size)
-    fit_state(network, fitted, final_layer(network)[0], source)
+    fit_state(network, fitted, final_layer(network, len(classifier.classes))[0], source)
     return classifier
 
 
@@ -261,9 +265,9 @@ def _sketch(architecture: Architecture, size: int) -> nn.Module:
     """The network's structure, without memory where its constructor allows it (RegNet's reads tensors)."""
     try:
         with torch.device("meta"):
-            return architecture.build(2, size)
+            return architecture.build(_UNUSUAL, size)
     except (RuntimeError, ModelError):
-        return architecture.build(2, size)
+        return architecture.build(_UNUSUAL, size)
 
 
 def _names(architecture: Architecture, count: int) -> tuple[str, ...]:
