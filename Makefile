@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 DEVICE ?= auto
+JOBS ?= auto
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install test test-fast check bench clean
@@ -31,10 +32,10 @@ quickstart: $(VENV)/.installed  ## train on the embedded data, fine-tune with AT
 	@$(BIN)/python -m atcon quickstart --out $(OUT) --device $(DEVICE)
 
 test: $(VENV)/.installed-test  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 test-fast: $(VENV)/.installed-test  ## the tests that take less than two minutes in all
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 check: $(VENV)/.installed-test  ## ruff and mypy, strict
 	$(BIN)/ruff check .

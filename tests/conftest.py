@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, deterministic seeds, the place of the shared real data."""
+"""What all tests share: one thread a process (processes run side by side), the place of the real data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 ROOT = Path(__file__).resolve().parents[1]
