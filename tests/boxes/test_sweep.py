@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from tests.conftest import SHARED, needs_shared
-from wsod.boxes import basins, iou, threshold_sweep
-from wsod.boxes.sweep import levels, quantise
+from wsod.boxes import basins, iou, threshold_sweep, tree
+from wsod.boxes.hills import find_basins
+from wsod.boxes.sweep import levels, quantise, warm_up
 from wsod.boxes.tree import fill_holes
 from wsod.errors import ConfigError, MapError
 from wsod.scoremaps import resize_map
@@ -193,3 +195,36 @@ def test_box_lists_of_the_wsol_benchmark() -> None:
 
 def test_quantise_truncates() -> None:
     assert quantise([[0.999, 1.0, 0.57]]).tolist() == [[254, 255, 145]]
+
+
+def test_warm_up_compiles_all_that_sweeps_need() -> None:
+    warm_up()
+    functions = (
+        find_basins,
+        basins.superlevel_boxes,
+        basins.fill_holes,
+        basins.largest_boxes,
+        tree.superlevel_boxes,
+        tree.fill_holes,
+        tree.largest_boxes,
+    )
+    before = [len(function.signatures) for function in functions]  # type: ignore[attr-defined]
+    assert min(before) >= 1
+    rng = np.random.default_rng(0)
+    for scores in (_cam(rng, 7), rng.random((120, 120))):
+        sweep = threshold_sweep(scores, holes=True)
+        sweep.best_iou([[0, 0, 4, 4]])
+        sweep.largest_iou(np.array([[0, 0, 4, 4]]))
+    # another map does not compile another version
+    assert [len(function.signatures) for function in functions] == before  # type: ignore[attr-defined]
+
+
+def test_sweeps_of_many_threads_do_not_share_room() -> None:
+    maps = [_cam(np.random.default_rng(seed), 14) for seed in range(40)]
+
+    def boxes(scores: Array) -> tuple[list[Any], list[Any]]:
+        sweep = threshold_sweep(scores, holes=True)
+        return [part.tolist() for part in sweep.nodes], sweep.largest.tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(boxes, maps)) == [boxes(scores) for scores in maps]

@@ -1,25 +1,19 @@
 """Component boxes of smooth maps: a few dozen basins instead of one union a pixel.
 
-Every pixel climbs the unquantised map to one of its maxima; those that reach the same maximum are a
-*basin*. A climbing path stays above any threshold its start is above, so a basin cut at a threshold is
-connected: its box at each of the 256 levels is one table, the level at which two basins meet is one number,
-and joining basins from the highest level down (Kruskal) joins their tables. Within a row the pixels that
-climb to the same peak are an interval, a *hill*; only hills look at the rows above and below.
-
-The order of pixels is (value, raster index), so that plateaus need no care. Exact for every map; fast where
-basins are few. Conventions and results are those of `wsod.boxes.tree`.
+A path that climbs stays above any threshold its start is above, so a basin (`wsod.boxes.hills`) cut at a
+threshold is connected: its box at each of the 256 levels is one table, the level at which two basins meet is
+one number, and joining basins from the highest level down (Kruskal) joins their tables. Exact for every map;
+fast where basins are few. Conventions and results are those of `wsod.boxes.tree`.
 """
 
 from __future__ import annotations
-
-import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsod.boxes.tree import Bytes, Ints, compiled
 
-__all__ = ["MANY", "fill_holes", "find_basins", "largest_boxes", "scratch", "superlevel_boxes"]
+__all__ = ["MANY", "fill_holes", "largest_boxes", "superlevel_boxes"]
 
 Keys = NDArray[np.float64]
 MANY = 1500
@@ -28,94 +22,6 @@ MANY = 1500
 # columns of the tables, each (basins, 256): smallest and largest x, first pixel in raster order, largest y
 LEFT, RIGHT, FIRST, BOTTOM = 0, 1, 2, 3
 FAR = np.int32(2**31 - 1)
-
-_local = threading.local()
-
-
-def scratch(hills: int, n: int) -> Ints:
-    """Room for the tables of n basins and the passes between so many hills, kept by each thread.
-
-    Fresh memory would cost more than filling it.
-    """
-    size = n * 5 * 256 + (4 * hills + 4) * 3
-    buffer: Ints | None = getattr(_local, "buffer", None)
-    if buffer is None or buffer.size < size:
-        buffer = _local.buffer = np.empty(size, np.int32)
-    return buffer
-
-
-@compiled
-def find_basins(keys: Keys, eight: bool, sign: float, room: Ints) -> tuple[Ints, Ints, Ints, int]:
-    """The hills of each row and their basins.
-
-    Args:
-        keys: (H, W) any order-preserving refinement of the bytes.
-        eight: climb to 8 neighbours, else to 4.
-        sign: 1, or -1 for the map upside down.
-        room: of `scratch(H * (W // 2 + 1), 0)`.
-
-    Returns:
-        `(rows, hills, basin, n)`: hills rows[y] … rows[y + 1] - 1 lie in row y; hills (h, 3) start, peak
-        and last column; (h,) basin of each, 0 … n - 1.
-    """
-    height, width = keys.shape
-    rows = np.zeros(height + 1, np.int32)
-    hills = room[: height * (width // 2 + 1) * 3].reshape(-1, 3)
-    n = 0
-    for y in range(height):
-        row = keys[y]
-        x = 0
-        while x < width:
-            hills[n, 0] = x
-            while x + 1 < width and sign * row[x + 1] >= sign * row[x]:
-                x += 1
-            hills[n, 1] = x
-            while x + 1 < width and sign * row[x + 1] < sign * row[x]:
-                x += 1
-            hills[n, 2] = x
-            n += 1
-            x += 1
-        rows[y + 1] = n
-    reach = 1 if eight else 0
-    parent = np.empty(n, np.int32)
-    for y in range(height):
-        for hill in range(rows[y], rows[y + 1]):
-            peak = hills[hill, 1]
-            best = sign * keys[y, peak]
-            to_y, to_x = -1, -1
-            # below, equals are higher in the order; above they are lower
-            if y + 1 < height:
-                for x in range(max(peak - reach, 0), min(peak + reach + 1, width)):
-                    if sign * keys[y + 1, x] >= best:
-                        best, to_y, to_x = sign * keys[y + 1, x], y + 1, x
-            if y > 0:
-                for x in range(max(peak - reach, 0), min(peak + reach + 1, width)):
-                    if sign * keys[y - 1, x] > best:
-                        best, to_y, to_x = sign * keys[y - 1, x], y - 1, x
-            parent[hill] = hill
-            if to_y >= 0:
-                low, high = rows[to_y], rows[to_y + 1] - 1
-                while low < high:
-                    middle = (low + high) // 2
-                    if hills[middle, 2] < to_x:
-                        low = middle + 1
-                    else:
-                        high = middle
-                parent[hill] = low
-    basin = np.full(n, -1, np.int32)
-    count = 0
-    for hill in range(n):
-        top = hill
-        while parent[top] != top and basin[top] < 0:
-            top = parent[top]
-        if basin[top] < 0:
-            basin[top] = count
-            count += 1
-        found = basin[top]
-        while basin[hill] < 0:
-            basin[hill] = found
-            hill = parent[hill]
-    return rows, hills[:n].copy(), basin, count
 
 
 @compiled
@@ -238,7 +144,7 @@ def superlevel_boxes(
 ) -> tuple[Ints, Ints, Ints]:
     """As `wsod.boxes.tree.superlevel_boxes`, from the basins of an order-preserving refinement.
 
-    `room` is of `scratch`, here and below.
+    `room` is of `wsod.boxes.hills.scratch`, here and below.
     """
     width = values.shape[1]
     table = _tables(values, rows, hills, basin, n, room)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsod.boxes import basins, tree
+from wsod.boxes.hills import find_basins, scratch
 from wsod.boxes.tree import compiled
 from wsod.errors import ConfigError, MapError
 
-__all__ = ["ThresholdSweep", "levels", "quantise", "threshold_sweep"]
+__all__ = ["ThresholdSweep", "levels", "quantise", "threshold_sweep", "warm_up"]
 
 Array = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -120,10 +121,10 @@ class ThresholdSweep:
             boxes = tree.largest_boxes(tree.fill_holes(self.values))
         else:
             lower = self._lower
-            room = basins.scratch(len(lower[2]), lower[3])
+            room = scratch(len(lower[2]), lower[3])
             filled, keys = basins.fill_holes(self.values, 255 - self.values, self._keys, *lower, room)
             upper = _find(keys, True, 1.0)
-            boxes = basins.largest_boxes(filled, *upper, basins.scratch(len(upper[2]), upper[3]))
+            boxes = basins.largest_boxes(filled, *upper, scratch(len(upper[2]), upper[3]))
         boxes = boxes[: self.maximum]
         boxes[:, 2:] += 1
         return boxes
@@ -170,15 +171,28 @@ def threshold_sweep(heatmap: ArrayLike, *, holes: bool = False) -> ThresholdSwee
     return ThresholdSweep(heatmap, holes)
 
 
+def warm_up() -> None:
+    """Compile all that sweeps need into numba's cache: a few seconds, once an installation.
+
+    Otherwise the first sweeps do, each what it needs.
+    """
+    sweep = threshold_sweep(np.add.outer(np.arange(9), np.arange(9)) / 16, holes=True)
+    sweep.best_iou([[0, 0, 4, 4]])
+    sweep.largest_iou([[0, 0, 4, 4]])
+    # what maps of too many basins use
+    tree.superlevel_boxes(sweep.values, False)
+    tree.largest_boxes(tree.fill_holes(sweep.values))
+
+
 def _find(keys: Array, eight: bool, sign: float) -> tuple[Ints, Ints, Ints, int]:
     height, width = keys.shape
-    return basins.find_basins(keys, eight, sign, basins.scratch(height * (width // 2 + 1), 0))
+    return find_basins(keys, eight, sign, scratch(height * (width // 2 + 1) // 4 + 1, 0))
 
 
 def _components(values: Bytes, found: tuple[Ints, Ints, Ints, int], eight: bool) -> tuple[Ints, Ints, Ints]:
     if found[3] > basins.MANY:
         return tree.superlevel_boxes(values, eight)
-    return basins.superlevel_boxes(values, *found, eight, basins.scratch(len(found[2]), found[3]))
+    return basins.superlevel_boxes(values, *found, eight, scratch(len(found[2]), found[3]))
 
 
 def _truth(boxes: ArrayLike) -> Array:
