@@ -32,6 +32,11 @@ def test_stem_id_finds_map_of_the_image_name(tmp_path: Path) -> None:
     assert find_map_file(tmp_path, Sample("a", None, (2, 2))) == tmp_path / "a.jpg.npy"
 
 
+def test_maps_in_one_folder_serve_ids_with_folders(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").touch()
+    assert find_map_file(tmp_path, Sample("test/a.jpg", None, (2, 2))) == tmp_path / "a.npy"
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MapError, match=r"a map of image 'a.jpg' \(a\.jpg\.npz, a\.jpg\.npy"):
         find_map_file(tmp_path, SAMPLE)
@@ -71,6 +76,32 @@ def test_seam_dictionary(tmp_path: Path) -> None:
     maps = read_maps(tmp_path / "a.npy", SAMPLE, classes=20)
     assert maps.labels.tolist() == [5, 2]
     assert (maps.values[1] == content[2]).all()
+
+
+def test_maps_of_different_sizes(tmp_path: Path) -> None:
+    small, large = RNG.random((3, 4)), RNG.random((10, 12)).astype(np.float32)
+    content: Any = {5: small, 2: large}
+    np.save(tmp_path / "a.npy", content, allow_pickle=True)
+    maps = read_maps(tmp_path / "a.npy", SAMPLE, classes=20)
+    assert (maps.values[0] == small).all()
+    assert (maps.values[1] == large).all()
+    assert [value.dtype for value in maps.values] == [np.float64, np.float32]
+    for bad in (np.zeros(3), np.full((2, 2), np.nan), np.array([["x"]])):
+        content = {5: small, 2: bad}
+        np.save(tmp_path / "a.npy", content, allow_pickle=True)
+        with pytest.raises(MapError, match=r"a\.npy"):
+            read_maps(tmp_path / "a.npy", SAMPLE, classes=20)
+
+
+def test_npz_needs_values_alone(tmp_path: Path) -> None:
+    values = RNG.random((2, 3, 4))
+    np.savez(tmp_path / "a.npz", values=values, ranking=[2, 5, 1])
+    maps = read_maps(tmp_path / "a.npz", SAMPLE, classes=20)
+    assert (maps.labels.tolist(), maps.size) == ([2, 5], SAMPLE.size)
+    assert maps.ranking is not None
+    assert maps.ranking.tolist() == [2, 5, 1]
+    np.savez(tmp_path / "a.npz", values=values, labels=[5, 7])
+    assert read_maps(tmp_path / "a.npz", SAMPLE, classes=20).labels.tolist() == [5, 7]
 
 
 class Bomb:

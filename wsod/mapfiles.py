@@ -48,7 +48,9 @@ def _load_storage(data: bytes) -> Any:
 
 
 def _names(sample: Sample) -> Iterator[str]:
-    for base in dict.fromkeys((sample.image_id, sample.image_path.name if sample.image_path else "")):
+    # the last name of an id such as test/a.jpg serves too: many tools write all maps into one folder
+    named = sample.image_path.name if sample.image_path else ""
+    for base in dict.fromkeys((sample.image_id, named, Path(sample.image_id).name)):
         if base:
             yield base
             yield str(Path(base).with_suffix(""))
@@ -83,21 +85,22 @@ def read_maps(path: Path, sample: Sample, classes: int) -> AttentionMaps:
         return _from_array(path, content, sample, classes)
     if "values" not in content:
         return _from_dictionary(path, content, sample)
-    try:
-        region = tuple(content["region"].tolist()) if "region" in content else None
-        maps = _checked(path, sample.image_id, content["size"].tolist(), content["labels"], content["values"])
-        return replace(maps, ranking=content.get("ranking"), region=region)
-    except KeyError as error:
-        raise MapError(path, "arrays labels, values and size", f"no {error}") from error
+    region = tuple(content["region"].tolist()) if "region" in content else None
+    if "labels" in content:
+        size = np.asarray(content.get("size", sample.size)).tolist()
+        maps = _checked(path, sample.image_id, size, content["labels"], content["values"])
+    else:
+        maps = _from_array(path, content["values"], sample, classes)
+    return replace(maps, ranking=content.get("ranking"), region=region)
 
 
 def _load(path: Path) -> Array | dict[Any, Any]:
     try:
         with path.open("rb") as file:
             content: Any = np.load(file, allow_pickle=False)
-            if not isinstance(content, np.ndarray):
-                return {name: content[name] for name in content.files}
-            return content
+            if isinstance(content, np.ndarray):
+                return content
+            return {name: content[name] for name in content.files}
     except ValueError:
         return _unpickle(path)
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -128,24 +131,30 @@ def _from_dictionary(path: Path, content: dict[Any, Any], sample: Sample) -> Att
         if values is None:
             raise MapError(path, "'high_res' or 'cam' beside 'keys'", f"{sorted(map(str, content))}")
     else:
-        labels, values = np.array(list(content)), [np.asarray(value) for value in content.values()]
-    try:
-        stack = np.stack([np.asarray(value) for value in values])
-    except ValueError as error:
-        raise MapError(path, "maps of one shape", error) from error
-    return _checked(path, sample.image_id, sample.size, labels, stack)
+        labels, values = np.array(list(content)), list(content.values())
+    # a dictionary's maps may differ in size
+    return _checked(path, sample.image_id, sample.size, labels, [np.asarray(value) for value in values])
 
 
 def _checked(path: Path, image_id: str, size: Any, labels: Any, values: Any) -> AttentionMaps:
-    values, labels = np.asarray(values), np.asarray(labels)
-    if values.dtype.kind not in "fiu" or labels.dtype.kind not in "iu":
-        raise MapError(path, "numbers", f"maps of type {values.dtype}, labels of type {labels.dtype}")
-    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
-        values = values.astype(np.float64)
+    labels = np.asarray(labels)
+    several = isinstance(values, list)
+    maps = [_numbers(path, each) for each in (values if several else [values])]
+    if len(labels) and labels.dtype.kind not in "iu":
+        raise MapError(path, "whole numbers as labels", labels.dtype)
+    values = maps if several else maps[0]
     try:
         return AttentionMaps(image_id, tuple(size), labels, values)
     except MapError as error:
         raise MapError(path, error.expected, error.got, error.hint) from error
+
+
+def _numbers(path: Path, values: Any) -> Array:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise MapError(path, "maps of numbers", f"type {array.dtype}")
+    # a whole-number map is compared as it is: float64 holds it exactly
+    return array.astype(np.float64) if array.dtype.kind != "f" or array.dtype.itemsize > 8 else array
 
 
 def _unpickle(path: Path) -> Any:

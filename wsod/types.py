@@ -132,7 +132,8 @@ class AttentionMaps:
         image_id: the image they are of.
         size: (height, width) of the original image.
         labels: (K,) the class of each map, each once.
-        values: (K, h, w) float32 (float64 is kept, for maps read from files). Not normalised.
+        values: (K, h, w) float32 (float64 is kept, for maps read from files). Not normalised. A list of maps
+            of different sizes becomes a (K,) array of such arrays.
         ranking: (R,) classes by descending score of the classifier (top R), or None where unknown.
         region: (x0, y0, x1, y1) the part of the original image the map spans, in pixels, not necessarily
             inside it (letterbox); None = the whole image.
@@ -155,13 +156,12 @@ class AttentionMaps:
 
     def __post_init__(self) -> None:
         labels = _frozen(self.labels, np.int64, (-1,))
-        values = np.asarray(self.values)
-        if values.dtype != np.float64:
-            values = values.astype(np.float32)
-        if values.ndim != 3 or len(values) != len(labels) or 0 in values.shape[1:]:
-            raise MapError(
-                self.image_id, f"maps of shape ({len(labels)}, h, w)", "x".join(map(str, values.shape))
-            )
+        values = _stacked(self.values)
+        for each in (values,) if values.dtype != object else values:
+            if each.ndim != 2 + (each is values) or len(values) != len(labels) or 0 in each.shape[-2:]:
+                raise MapError(
+                    self.image_id, f"maps of shape ({len(labels)}, h, w)", "x".join(map(str, each.shape))
+                )
         if len(set(labels.tolist())) != len(labels):
             raise MapError(self.image_id, "one map a label", f"labels {labels.tolist()}")
         for label, value in zip(labels.tolist(), values, strict=True):
@@ -171,6 +171,17 @@ class AttentionMaps:
         object.__setattr__(self, "values", values)
         if self.ranking is not None:
             object.__setattr__(self, "ranking", _frozen(self.ranking, np.int64, (-1,)))
+
+
+def _stacked(values: Any) -> NDArray[Any]:
+    """(K, h, w) float32 or float64, or (K,) arrays of (h, w) where the sizes differ."""
+    if not isinstance(values, np.ndarray) and len({np.shape(value) for value in values}) > 1:
+        stack = np.empty(len(values), object)
+        for k, value in enumerate(values):
+            stack[k] = _stacked(np.asarray(value))
+        return stack
+    array = np.asarray(values)
+    return array if array.dtype in (np.float64, object) else array.astype(np.float32)
 
 
 @dataclass(frozen=True)
