@@ -131,3 +131,12 @@ def test_a_folder_of_masks_needs_class_names(tmp_path: Path) -> None:
     write_mask(root / "masks/a.png", np.ones((10, 20)))
     with pytest.raises(DataError, match=r"classes\.txt: expected class names"):
         Folder(root)
+
+
+def test_masks_alone_need_no_images(tmp_path: Path) -> None:
+    write_mask(tmp_path / "masks/sub/a.png", np.pad(np.ones((2, 3)), 1))
+    (tmp_path / "classes.txt").write_text("thing\n")
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert (dataset.ids, dataset.has_images) == (("sub/a",), False)
+    sample = dataset[0]
+    assert (sample.image_path, sample.size, sample.boxes.tolist()) == (None, (4, 5), [[1, 1, 4, 3]])

@@ -9,8 +9,9 @@
     splits/*.txt   image names, one a line; without it there is one split, `all`
 
 Boxes are 0-based, half-open, in stored pixels. An image is named by its path below the image folder, with or
-without its ending. With masks alone, each 8-connected part of a class is a box. Photos without places are
-turned upright as their EXIF orientation says; annotated ones are not.
+without its ending. With masks alone, each 8-connected part of a class is a box, and maps made elsewhere need
+no images either. Photos without places are turned upright as their EXIF orientation says; annotated ones are
+not.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class Folder(Dataset):
             if name in files:
                 raise DataError(path, "different names before the ending", f"{files[name].name} too")
             files[name] = path
+        if not files and (self.root / "masks").is_dir():
+            self.has_images = False
+            masks = self.root / "masks"
+            files = {p.relative_to(masks).with_suffix("").as_posix(): p for p in sorted(masks.rglob("*.png"))}
         if not files:
             raise DataError(base, "images (" + " ".join(sorted(ENDINGS)) + ")", "none")
         return files
@@ -162,7 +167,8 @@ class Folder(Dataset):
                 where, got = row.where, f"({x0:g}, {y0:g}, {x1:g}, {y1:g})"
                 raise DataError(where, f"a non-empty box inside {size[1]}x{size[0]} of {name}", got)
         difficult = np.array([row.difficult for row in rows if row.box], np.bool_)
-        return Sample(name, path, size, boxes, labels, difficult, masks=masks)
+        image = path if self.has_images else None
+        return Sample(name, image, size, boxes, labels, difficult, masks=masks)
 
 
 def _components(classes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

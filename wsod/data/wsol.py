@@ -125,7 +125,7 @@ class Wsol(Dataset):
         masks, boxes = self._masks(index), np.zeros((0, 4))
         if self._sizes is not None:
             size = int(self._sizes[index][1]), int(self._sizes[index][0])
-        elif path is not None:
+        elif path is not None and (masks is None or path.exists()):
             size = image_size(path)
         elif masks is not None:
             size = image_size(masks.masks[0])
