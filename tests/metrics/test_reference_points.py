@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from tests.conftest import needs_shared
 from tests.metrics.reference import PairOfMasks, group, maps_of
+from wsod.errors import DataError
 from wsod.metrics import CorLoc, CorLocImage, PointingGame
 from wsod.metrics.pointing_game import is_difficult_pair
 from wsod.scoremaps import MapProcessing
@@ -124,6 +126,21 @@ def test_pointing_tolerance_is_strict() -> None:
             values = np.zeros(sizes)
             values[50 + sy * dy, 50 + sx * dx] = 1
             assert metric.update(maps_of(sample, values), sample) == {0: float(result == 1)}
+
+
+def test_difficult_pairs_by_list(tmp_path: Path) -> None:
+    box, labels = np.array([[0, 0, 9, 9], [0, 0, 9, 9]]), np.array([0, 1])
+    sample = Sample("a.jpg", None, (9, 9), box, labels)
+    maps = maps_of(sample, np.stack([np.eye(9)] * 2), (0, 1))
+    (tmp_path / "flags.txt").write_text("a\t0\t1\nb\t1\t0\n")
+    metric = PointingGame(classes=2, subset="difficult", flags=tmp_path / "flags.txt")
+    assert set(metric.update(maps, sample)) == {1}
+    other = Sample("c.jpg", None, (9, 9), box, labels)
+    assert set(metric.update(maps_of(other, maps.values, (0, 1)), other)) == {0, 1}
+    for text in ("a 0", "a 0 2"):
+        (tmp_path / "flags.txt").write_text(text)
+        with pytest.raises(DataError, match=r"flags\.txt: a: expected 0 or 1 for 2 classes"):
+            PointingGame(classes=2, subset="difficult", flags=tmp_path / "flags.txt").update(maps, sample)
 
 
 def test_difficult_pairs_by_rule() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsod.errors import ConfigError
+from wsod.errors import ConfigError, DataError
 from wsod.metrics.base import CaseMean
 from wsod.metrics.truth import TruthSource, boxes_in_frame, truth_mask
 from wsod.types import AttentionMaps, Sample, Score
@@ -45,6 +47,8 @@ class PointingGame(CaseMean):
         truth: the class's `boxes` or its pixel `masks`.
         crowd: crowd objects (with masks: ignored pixels of the class) belong to the class.
         subset: `all` cases or the `difficult` ones (`is_difficult_pair`).
+        flags: file that says which cases are difficult, instead of that rule: a line an image, its name and
+            0 or 1 for each class (TorchRay's lists). An image that is not in it is difficult.
         smooth: sigma of a Gaussian over the map, as a share of the frame's larger side; 0 = none.
         unseen: a class without a case is left out of the mean, or counts as `zero` (TorchRay).
     """
@@ -55,6 +59,7 @@ class PointingGame(CaseMean):
     truth: TruthSource = "boxes"
     crowd: bool = False
     subset: Literal["all", "difficult"] = "all"
+    flags: Path | None = None
     smooth: float = 0.0
     unseen: Literal["leave-out", "zero"] = "leave-out"
 
@@ -67,6 +72,26 @@ class PointingGame(CaseMean):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({self.truth})
+
+    @cached_property
+    def _flags(self) -> dict[str, list[str]]:
+        """0 or 1 for each class, by image name without ending."""
+        if self.flags is None:
+            return {}
+        try:
+            rows = [line.split() for line in self.flags.read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(self.flags, "a readable text file", error) from error
+        for name, *flags in rows:
+            if len(flags) != self.classes or not {"0", "1"}.issuperset(flags):
+                raise DataError(f"{self.flags}: {name}", f"0 or 1 for {self.classes} classes", len(flags))
+        return {Path(name).stem: flags for name, *flags in rows}
+
+    def _is_difficult(self, sample: Sample, label: int) -> bool:
+        if self.flags is None:
+            return is_difficult_pair(sample, label)
+        flags = self._flags.get(Path(sample.image_id).stem)
+        return flags is None or flags[label] == "1"
 
     def point(self, maps: AttentionMaps, k: int) -> tuple[float, float]:
         """(x, y) of the k-th map's first maximum (or of its own point), in the evaluation frame."""
@@ -87,7 +112,7 @@ class PointingGame(CaseMean):
             return 0.0
         if len(sample.boxes) and sample.difficult[present].all():
             return None
-        if self.subset == "difficult" and not is_difficult_pair(sample, label):
+        if self.subset == "difficult" and not self._is_difficult(sample, label):
             return None
         if self.truth == "masks":
             mask = truth_mask(sample, label, frame, "masks", crowd=self.crowd)
