@@ -30,6 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "mapfiles": {"errors", "types"},
     "store": {"errors", "types", "config", "mapfiles"},
     "results": {"errors", "types", "config"},
+    "thresholds": {"errors", "config", "metrics", "protocols", "results"},
+    "board": {"types", "metrics", "results", "stats", "thresholds"},
     "pipeline": {"errors", "types", "data", "models", "maps"},
 }
 EVERYTHING = {*ALLOWED, "evaluation"}

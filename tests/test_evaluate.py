@@ -14,10 +14,11 @@ from PIL import Image
 from wsod import evaluate
 from wsod.cli import main
 from wsod.errors import ConfigError, DataError, MapError, WsodError
-from wsod.evaluation import compute_maps, protocol_of
+from wsod.evaluation import compute_maps
 from wsod.pipeline import class_columns
 from wsod.protocols import load_protocol
 from wsod.results import Result
+from wsod.thresholds import protocol_of
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,12 @@ def _shared(function: Any) -> Any:
     help="Evaluation protocol; see `wsod list protocols`.",
 )
 @click.option("--metrics", multiple=True, metavar="NAME", help="Only these metrics. Repeat it for several.")
+@click.option(
+    "--threshold-from",
+    type=FILE,
+    metavar="RUN",
+    help="Take thresholds from an earlier run (its --out) instead of the best on the evaluated split.",
+)
 @click.option("--out", type=FOLDER, help="Write result.json and cases.jsonl there.")
 @click.option("--save-maps", is_flag=True, help="Keep the maps under OUT/maps.")
 @click.option(

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wsod.board import Board
 from wsod.config import bind, plain
 from wsod.data import open_dataset
 from wsod.data.dataset import Dataset
 from wsod.errors import ConfigError, DataError, WsodError
-from wsod.metrics import Metric
 from wsod.pipeline import Fault, LabelRule, iterate_maps
-from wsod.protocols import Protocol, load_protocol
-from wsod.results import Case, Result, Row, provenance, score_fields
-from wsod.stats import bootstrap_interval
+from wsod.protocols import load_protocol
+from wsod.results import Result, provenance
 from wsod.store import MapStore, expand_map_folders
-from wsod.types import AttentionMaps, Sample, Score
+from wsod.thresholds import ThresholdSource
+from wsod.types import AttentionMaps, Sample
 
 if TYPE_CHECKING:
     from wsod.maps import MapMethod
@@ -46,6 +46,8 @@ class Request:
         split: the split; None = the data set's usual one for evaluation.
         config: protocol name or TOML file.
         metrics: names, to compute these instead of all of the protocol's.
+        threshold_from: an earlier run (its directory or result.json): the threshold of every swept metric is
+            the best one there instead of the best one here.
         labels: classes whose maps are scored: the true ones, the predicted one, the five best, or (of maps in
             a folder) those that are stored.
         limit: first N images only; 0 = all.
@@ -67,6 +69,7 @@ class Request:
     split: str | None = None
     config: str = "default"
     metrics: tuple[str, ...] = ()
+    threshold_from: Path | None = None
     labels: LabelRule = "truth"
     limit: int = 0
     on_error: Literal["fail", "skip"] = "fail"
@@ -279,8 +282,12 @@ def evaluate(
     run = _open(request)
     if (request.save_maps or request.save_overlays) and out is None:
         raise ConfigError("--save-maps, --save-overlays", "a folder to write to", "no --out")
-    names = [*run.methods, *run.stores]
-    boards = {name: _Board(protocol.build(len(run.dataset.classes), request.metrics)) for name in names}
+    source = None if request.threshold_from is None else ThresholdSource(request.threshold_from)
+    count = len(run.dataset.classes)
+    boards = {
+        name: Board(name, protocol.build(count, request.metrics), source)
+        for name in (*run.methods, *run.stores)
+    }
     stores = {}
     if request.save_maps and out is not None:
         stores = {name: MapStore(out / "maps" / name, len(run.dataset.classes)) for name in run.methods}
@@ -302,7 +309,13 @@ def evaluate(
     _finish_stores(run, stores)
     rows, cases = [], []
     for name, board in boards.items():
-        row, some = board.finish(name, run)
+        row, some = board.finish(
+            run.supervision(name),
+            run.dataset.classes,
+            data=request.data,
+            split=run.dataset.split,
+            seed=request.seed,
+        )
         rows.append(row)
         cases += some
     result = Result(
@@ -336,68 +349,3 @@ def _pixels(dataset: Dataset, sample: Sample) -> Any:
 
 def _about(classifier: Classifier | None) -> dict[str, Any] | None:
     return None if classifier is None else classifier.about()
-
-
-class _Board:
-    """One row's metrics and the evidence of its cases."""
-
-    def __init__(self, metrics: dict[str, Metric]) -> None:
-        self.metrics = metrics
-        self.evidence: dict[str, dict[tuple[str, int], Any]] = {name: {} for name in metrics}
-        self.scores: dict[str, Score] = {}
-        self.missing: dict[str, str] = {}
-
-    def update(self, maps: AttentionMaps, sample: Sample) -> None:
-        for name, metric in self.metrics.items():
-            lacking = _lacking(metric, maps, sample)
-            if lacking:
-                self.missing[name] = lacking
-                continue
-            for label, value in metric.update(maps, sample).items():
-                self.evidence[name][sample.image_id, label] = value
-
-    def threshold(self) -> float:
-        """The threshold pictures are drawn at: the one the first swept metric chose."""
-        for score in self.scores.values():
-            if isinstance(score.best_threshold, float):
-                return score.best_threshold
-        return 0.5
-
-    def finish(self, name: str, run: _Run) -> tuple[Row, list[Case]]:
-        classes, seed = run.dataset.classes, run.request.seed
-        table: dict[str, dict[str, Any]] = {}
-        own: dict[tuple[str, int], dict[str, float]] = {}
-        supervision = list(run.supervision(name))
-        for metric_name, metric in self.metrics.items():
-            if metric_name in self.missing and not self.evidence[metric_name]:
-                continue
-            score = self.scores[metric_name] = metric.compute()
-            supervision += metric.supervision
-            evidence = self.evidence[metric_name]
-            values = {case: metric.case_score(value, score) for case, value in evidence.items()}
-            for case, value in values.items():
-                own.setdefault(case, {})[metric_name] = value
-            interval = None
-            if metric.average is not None and values:
-                images, labels = zip(*values, strict=True)
-                interval = bootstrap_interval(
-                    list(values.values()), images, labels, average=metric.average, seed=seed
-                )
-            table[metric_name] = score_fields(score, classes, interval)
-        cases = [Case(name, image, classes[label], scores) for (image, label), scores in own.items()]
-        return Row(name, tuple(dict.fromkeys(supervision)), table), cases
-
-
-def _lacking(metric: Metric, maps: AttentionMaps, sample: Sample) -> str:
-    if "ranking" in metric.needs and maps.ranking is None:
-        return "maps without a ranking of the classes"
-    if "masks" in metric.needs and sample.masks is None:
-        return "data without masks"
-    if "boxes" in metric.needs and len(sample.labels) and not len(sample.boxes):
-        return "data without boxes"
-    return ""
-
-
-def protocol_of(result: Result) -> Protocol:
-    """The protocol a result was made by, as it was then."""
-    return bind(Protocol, result.config["protocol"], "result.json: config.protocol")

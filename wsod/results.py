@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,12 +88,19 @@ class Result:
         if not isinstance(table, dict) or table.get("schema") != SCHEMA:
             got = table.get("schema") if isinstance(table, dict) else type(table).__name__
             raise DataError(path, f"schema {SCHEMA}", repr(got))
-        rows = tuple(Row(row["maps"], tuple(row["supervision"]), row["scores"]) for row in table["rows"])
         cases_path = path.parent / "cases.jsonl"
-        cases = []
+        cases: list[Case] = []
+        try:
+            rows = tuple(Row(row["maps"], tuple(row["supervision"]), row["scores"]) for row in table["rows"])
+            loaded = cls(table["config"], table["provenance"], rows, tuple(table["skipped"]))
+        except (KeyError, TypeError) as error:
+            raise DataError(path, "rows, config and provenance", f"{type(error).__name__} {error}") from error
         if cases_path.exists():
-            cases = [Case(**json.loads(line)) for line in cases_path.read_text("utf-8").splitlines()]
-        return cls(table["config"], table["provenance"], rows, tuple(table["skipped"]), tuple(cases))
+            try:
+                cases = [Case(**json.loads(line)) for line in cases_path.read_text("utf-8").splitlines()]
+            except (ValueError, TypeError) as error:
+                raise DataError(cases_path, "a line of JSON a case", error) from error
+        return replace(loaded, cases=tuple(cases))
 
 
 def score_fields(

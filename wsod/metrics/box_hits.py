@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from wsod.boxes.iou import iou
 from wsod.boxes.sweep import ThresholdSweep, threshold_sweep
 from wsod.errors import ConfigError, MapError
-from wsod.metrics.base import Evidence, Metric, accepted_thresholds
+from wsod.metrics.base import Evidence
+from wsod.metrics.swept import SweptMetric, Threshold
 from wsod.metrics.truth import FrameRule, boxes_in_frame
 from wsod.scoremaps import MapProcessing
 from wsod.types import AttentionMaps, Sample, Score
@@ -37,11 +37,11 @@ def sweep_of(maps: AttentionMaps, k: int, processing: MapProcessing, holes: bool
 
 
 @dataclass(kw_only=True, eq=False)
-class BoxHits(Metric):
+class BoxHits(SweptMetric):
     """Base of the metrics that count the cases whose box has enough IoU with any true box of the label.
 
     A threshold of the map is global: one for all images. With several, the best is taken, on the split
-    that is evaluated, and the supervision column says so.
+    that is evaluated, and the supervision column says so; or a given one (`compute`).
 
     Args:
         components: boxes of `all` components of the mask, a hit if any of them hits; or only the
@@ -63,7 +63,6 @@ class BoxHits(Metric):
     components: Literal["all", "largest"] = "largest"
     holes: bool = False
     step: float = 0.001
-    thresholds: tuple[float, ...] = ()
     edge: Literal[0, 1] = 0
     clip: bool = False
     truth: FrameRule = "exact"
@@ -77,18 +76,10 @@ class BoxHits(Metric):
             raise ConfigError(f"{self.name}: iou", "values above 0, at most 1", self._ious)
         super().__post_init__()
 
-    @cached_property
-    def _thresholds(self) -> NDArray[np.float64]:
-        return accepted_thresholds(self.name, self.thresholds, self.step)
-
     @property
     def _ious(self) -> tuple[float, ...]:
         """The IoUs needed for a hit, each counted apart."""
         raise NotImplementedError
-
-    @property
-    def supervision(self) -> tuple[str, ...]:
-        return ("threshold: evaluated split",) if len(self._thresholds) > 1 else ()
 
     def _empty(self) -> dict[str, Array]:
         shape = (self.classes, len(self._ious), len(self._thresholds))
@@ -141,37 +132,32 @@ class BoxHits(Metric):
         self._state["hits"][label] += hits
         self._state["count"][label] += 1
 
-    def compute(self) -> Score:
-        """Mean over IoUs of the best over thresholds of the share of cases that hit."""
+    def compute(self, threshold: Threshold | None = None) -> Score:
+        """Mean over IoUs of the share of cases that hit, each at its best (or the given) threshold."""
         hits, count = self._state["hits"], self._state["count"]
         n = int(count.sum())
-        thresholds = self._thresholds.tolist()
         if not n:
             return Score(float("nan"), 0, self._skipped)
         curves = hits.sum(0) / n
-        best = curves.argmax(1)
-        chosen = hits[:, np.arange(len(best)), best]
-        per_class = {int(c): float((chosen[c] / count[c]).mean()) for c in np.flatnonzero(count)}
         names = [f"{needed:g}" for needed in self._ious]
-        values = curves.max(1)
+        places = self._places(curves, names, threshold)
+        rows = np.arange(len(names))
+        chosen = hits[:, rows, places]
+        per_class = {int(c): float((chosen[c] / count[c]).mean()) for c in np.flatnonzero(count)}
+        values, taken = curves[rows, places], self._thresholds[places].tolist()
         several = len(names) > 1
         return Score(
             float(values.mean()),
             n,
             self._skipped,
             per_class,
-            thresholds,
+            self._thresholds.tolist(),
             dict(zip(names, curves.tolist(), strict=True)) if several else curves[0].tolist(),
-            dict(zip(names, self._thresholds[best].tolist(), strict=True))
-            if several
-            else thresholds[int(best[0])],
+            dict(zip(names, taken, strict=True)) if several else taken[0],
             dict(zip(names, values.tolist(), strict=True)) if several else {},
         )
 
     def case_score(self, evidence: Evidence, score: Score) -> float:
-        """Share of the IoUs at which the case hits, each at its best threshold."""
-        best = score.best_threshold
-        chosen = best.values() if isinstance(best, dict) else [best]
-        places = np.searchsorted(self._thresholds, np.array(list(chosen), np.float64))
+        """Share of the IoUs at which the case hits, each at its threshold."""
         hits = np.asarray(evidence).reshape(len(self._ious), -1)
-        return float(hits[np.arange(len(hits)), places].mean())
+        return float(hits[np.arange(len(hits)), self._place_of(score)].mean())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsod.metrics.base import Evidence, Metric, accepted_thresholds
+from wsod.metrics.base import Evidence
 from wsod.metrics.histograms import count_above
+from wsod.metrics.swept import SweptMetric, Threshold
 from wsod.metrics.truth import TruthSource, truth_mask
 from wsod.types import AttentionMaps, Sample, Score
 
@@ -19,7 +19,7 @@ __all__ = ["MaskIoU"]
 
 
 @dataclass(kw_only=True, eq=False)
-class MaskIoU(Metric):
+class MaskIoU(SweptMetric):
     """Intersection over union of {score > t} and the class's pixels, at the best global threshold.
 
     `value` and `extra["per_case"]`: mean over cases, at the threshold where it is largest. At that same
@@ -36,8 +36,6 @@ class MaskIoU(Metric):
 
     name: ClassVar[str] = "mask_iou"
     average: ClassVar[Literal["cases", "classes"] | None] = "cases"
-    step: float = 0.01
-    thresholds: tuple[float, ...] = ()
     truth: TruthSource = "masks"
     difficult: bool = True
     crowd: bool = False
@@ -45,14 +43,6 @@ class MaskIoU(Metric):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({self.truth})
-
-    @cached_property
-    def _thresholds(self) -> NDArray[np.float64]:
-        return accepted_thresholds(self.name, self.thresholds, self.step)
-
-    @property
-    def supervision(self) -> tuple[str, ...]:
-        return ("threshold: evaluated split",) if len(self._thresholds) > 1 else ()
 
     def _empty(self) -> dict[str, NDArray[Any]]:
         shape = (self.classes, len(self._thresholds))
@@ -97,13 +87,13 @@ class MaskIoU(Metric):
             counted[label] = iou.astype(np.float32)
         return counted
 
-    def compute(self) -> Score:
+    def compute(self, threshold: Threshold | None = None) -> Score:
         iou, count = self._state["iou"], self._state["count"]
         n = int(count.sum())
         if not n:
             return Score(math.nan, 0, self._skipped)
         curve = iou.sum(0) / n
-        best = int(curve.argmax())
+        best = int(self._places(curve[None], [self.name], threshold)[0])
         per_class = {int(c): float(iou[c, best] / count[c]) for c in np.flatnonzero(count)}
         union = self._state["union"][best]
         extra = {
@@ -125,5 +115,4 @@ class MaskIoU(Metric):
 
     def case_score(self, evidence: Evidence, score: Score) -> float:
         """The case's IoU at the chosen threshold."""
-        best = np.searchsorted(self._thresholds, np.float64(score.best_threshold))  # type: ignore[arg-type]
-        return float(np.asarray(evidence)[best])
+        return float(np.asarray(evidence)[self._place_of(score)[0]])

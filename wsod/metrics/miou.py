@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsod.errors import MapError
-from wsod.metrics.base import Evidence, Metric, accepted_thresholds
+from wsod.metrics.base import Evidence
 from wsod.metrics.histograms import count_above
+from wsod.metrics.swept import SweptMetric, Threshold
 from wsod.metrics.truth import resize_nearest
 from wsod.types import AttentionMaps, Sample, Score
 
@@ -22,7 +22,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(kw_only=True, eq=False)
-class MIoU(Metric):
+class MIoU(SweptMetric):
     """Mean IoU of the classes and background, at the best background threshold.
 
     A pixel belongs to the class whose map is largest there (of equals the lowest label) if that is above
@@ -39,22 +39,12 @@ class MIoU(Metric):
     """
 
     name: ClassVar[str] = "miou"
-    step: float = 0.01
-    thresholds: tuple[float, ...] = ()
     mean: Literal["present", "all"] = "present"
     float32: bool = False
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"masks"})
-
-    @property
-    def supervision(self) -> tuple[str, ...]:
-        return ("threshold: evaluated split",) if len(self._thresholds) > 1 else ()
-
-    @cached_property
-    def _thresholds(self) -> NDArray[np.float64]:
-        return accepted_thresholds(self.name, self.thresholds, self.step)
 
     def _empty(self) -> dict[str, NDArray[Any]]:
         # pixels by truth (0 = background), class of the largest map, thresholds it is above
@@ -106,13 +96,13 @@ class MIoU(Metric):
         np.divide(hit, union, out=ious, where=union > 0)
         return ious.T
 
-    def compute(self) -> Score:
+    def compute(self, threshold: Threshold | None = None) -> Score:
         count = int(self._state["count"])
         if not self._state["pixels"].any():
             return Score(math.nan, count, self._skipped)
         ious = self._ious()
         curve = np.nanmean(ious, 1)
-        best = int(curve.argmax())
+        best = int(self._places(curve[None], [self.name], threshold)[0])
         per_class = {c: float(x) for c, x in enumerate(ious[best, 1:]) if not math.isnan(x)}
         thresholds = self._thresholds.tolist()
         return Score(

@@ -1,0 +1,105 @@
+"""One row of a result while it is counted: its metrics, and the evidence of its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wsod.metrics import Metric
+from wsod.metrics.swept import SweptMetric
+from wsod.results import Case, Row, score_fields
+from wsod.stats import bootstrap_interval
+from wsod.thresholds import ChosenThreshold, ThresholdSource
+from wsod.types import AttentionMaps, Sample, Score
+
+__all__ = ["Board"]
+
+
+class Board:
+    """One row's metrics and the evidence of its cases.
+
+    Args:
+        name: of the row: a map method or a folder.
+        metrics: by name, ready to count.
+        source: a run whose thresholds are taken; None = they are chosen here.
+    """
+
+    def __init__(
+        self, name: str, metrics: Mapping[str, Metric], source: ThresholdSource | None = None
+    ) -> None:
+        self.name, self.metrics = name, metrics
+        self._source = source
+        self._chosen: dict[str, ChosenThreshold] = {}
+        self._evidence: dict[str, dict[tuple[str, int], Any]] = {name: {} for name in metrics}
+        self._scores: dict[str, Score] = {}
+        self._lacking: set[str] = set()
+        self._counted: set[str] = set()
+
+    def update(self, maps: AttentionMaps, sample: Sample) -> None:
+        """Count one image; a metric that lacks what it needs leaves it out."""
+        for name, metric in self.metrics.items():
+            if _lacks(metric, maps, sample):
+                self._lacking.add(name)
+                continue
+            if self._source and name not in self._chosen and isinstance(metric, SweptMetric) and metric.swept:
+                self._chosen[name] = self._source.find(self.name, metric)
+            self._counted.add(name)
+            for label, value in metric.update(maps, sample).items():
+                self._evidence[name][sample.image_id, label] = value
+
+    def threshold(self) -> float:
+        """The threshold pictures are drawn at: that of the first swept metric."""
+        for score in self._scores.values():
+            if isinstance(score.best_threshold, float):
+                return score.best_threshold
+        return 0.5
+
+    def finish(
+        self, used: Sequence[str], classes: Sequence[str], *, data: str, split: str, seed: int
+    ) -> tuple[Row, list[Case]]:
+        """The row and its cases.
+
+        Args:
+            used: the supervision of the maps.
+            classes: the data set's.
+            data: its spec.
+            split: its split.
+            seed: of the intervals.
+        """
+        table: dict[str, dict[str, Any]] = {}
+        own: dict[tuple[str, int], dict[str, float]] = {}
+        supervision = list(used)
+        for name, metric in self.metrics.items():
+            if name in self._lacking - self._counted:
+                continue
+            chosen, extra = self._chosen.get(name), {}
+            if chosen is not None and isinstance(metric, SweptMetric):
+                score = metric.compute(chosen.threshold)
+                supervision.append(chosen.supervision(data, split))
+                extra["threshold_from"] = {"data": chosen.data, "split": chosen.split}
+            else:
+                score = metric.compute()
+                supervision += metric.supervision
+            self._scores[name] = score
+            evidence = self._evidence[name]
+            values = {case: metric.case_score(value, score) for case, value in evidence.items()}
+            for case, value in values.items():
+                own.setdefault(case, {})[name] = value
+            interval = None
+            if metric.average is not None and values:
+                images, labels = zip(*values, strict=True)
+                interval = bootstrap_interval(
+                    list(values.values()), images, labels, average=metric.average, seed=seed
+                )
+            table[name] = score_fields(score, classes, interval) | extra
+        cases = [Case(self.name, image, classes[label], scores) for (image, label), scores in own.items()]
+        return Row(self.name, tuple(dict.fromkeys(supervision)), table), cases
+
+
+def _lacks(metric: Metric, maps: AttentionMaps, sample: Sample) -> bool:
+    """Whether the metric needs what these maps or this image do not have."""
+    return (
+        ("ranking" in metric.needs and maps.ranking is None)
+        or ("masks" in metric.needs and sample.masks is None)
+        or ("boxes" in metric.needs and len(sample.labels) > 0 and not len(sample.boxes))
+    )
