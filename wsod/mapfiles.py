@@ -98,9 +98,9 @@ def _load(path: Path) -> Array | dict[Any, Any]:
     try:
         with path.open("rb") as file:
             content: Any = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return content
-            return {name: content[name] for name in content.files}
+            if not isinstance(content, np.ndarray):
+                return {name: content[name] for name in content.files}
+            return np.asarray(content)
     except ValueError:
         return _unpickle(path)
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
