@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "device": {"errors"},
     "scoremaps": {"errors", "types", "config"},
     "stats": set(),
+    "strata": {"stats", "types"},
     "data": {"errors", "types", "registry", "config"},
     "boxes": {"errors", "types", "registry", "config", "scoremaps"},
     "metrics": {"errors", "types", "registry", "config", "scoremaps", "boxes"},
@@ -31,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"errors", "types", "config", "mapfiles"},
     "results": {"errors", "types", "config"},
     "thresholds": {"errors", "config", "metrics", "protocols", "results"},
-    "board": {"types", "metrics", "results", "stats", "thresholds"},
+    "board": {"types", "metrics", "results", "stats", "strata", "thresholds"},
     "pipeline": {"errors", "types", "data", "models", "maps"},
 }
 EVERYTHING = {*ALLOWED, "evaluation"}
@@ -45,6 +46,7 @@ NO_TORCH = {
     "config",
     "scoremaps",
     "stats",
+    "strata",
     "data",
     "boxes",
     "metrics",

@@ -9,6 +9,7 @@ from wsod.metrics import Metric
 from wsod.metrics.swept import SweptMetric
 from wsod.results import Case, Row, score_fields
 from wsod.stats import bootstrap_interval
+from wsod.strata import CaseFacts, given_predicted, size_strata
 from wsod.thresholds import ChosenThreshold, ThresholdSource
 from wsod.types import AttentionMaps, Sample, Score
 
@@ -31,6 +32,7 @@ class Board:
         self._source = source
         self._chosen: dict[str, ChosenThreshold] = {}
         self._evidence: dict[str, dict[tuple[str, int], Any]] = {name: {} for name in metrics}
+        self._facts: dict[tuple[str, int], CaseFacts] = {}
         self._scores: dict[str, Score] = {}
         self._lacking: set[str] = set()
         self._counted: set[str] = set()
@@ -45,7 +47,10 @@ class Board:
                 self._chosen[name] = self._source.find(self.name, metric)
             self._counted.add(name)
             for label, value in metric.update(maps, sample).items():
-                self._evidence[name][sample.image_id, label] = value
+                case = sample.image_id, label
+                self._evidence[name][case] = value
+                if case not in self._facts:
+                    self._facts[case] = CaseFacts.of(maps, sample, label)
 
     def threshold(self) -> float:
         """The threshold pictures are drawn at: that of the first swept metric."""
@@ -85,15 +90,31 @@ class Board:
             values = {case: metric.case_score(value, score) for case, value in evidence.items()}
             for case, value in values.items():
                 own.setdefault(case, {})[name] = value
-            interval = None
-            if metric.average is not None and values:
-                images, labels = zip(*values, strict=True)
-                interval = bootstrap_interval(
-                    list(values.values()), images, labels, average=metric.average, seed=seed
-                )
-            table[name] = score_fields(score, classes, interval) | extra
-        cases = [Case(self.name, image, classes[label], scores) for (image, label), scores in own.items()]
+            beside = self._beside(metric, values, seed) if values else {}
+            table[name] = score_fields(score, classes, **beside) | extra
+        cases = [
+            Case(self.name, image, classes[label], scores, facts.area, facts.rank, facts.predicted)
+            for (image, label), scores in own.items()
+            for facts in [self._facts[image, label]]
+        ]
         return Row(self.name, tuple(dict.fromkeys(supervision)), table), cases
+
+    def _beside(self, metric: Metric, values: Mapping[tuple[str, int], float], seed: int) -> dict[str, Any]:
+        """The interval and the strata of a mean of cases."""
+        if metric.average is None:
+            return {}
+        images, labels = zip(*values, strict=True)
+        interval = bootstrap_interval(
+            list(values.values()), images, labels, average=metric.average, seed=seed
+        )
+        # an image with several classes, taken as one case, has no class to be large or predicted
+        some = [c for c in values if metric.cases == "labels" or self._facts[c].classes == 1]
+        arguments = [values[c] for c in some], [c[1] for c in some], [self._facts[c] for c in some]
+        return {
+            "interval": interval,
+            "strata": size_strata(*arguments, metric.average),
+            "given_predicted": given_predicted(*arguments, metric.average),
+        }
 
 
 def _lacks(metric: Metric, maps: AttentionMaps, sample: Sample) -> bool:

@@ -28,12 +28,25 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Case:
-    """One (image, label) of one row, with each metric's own score of it."""
+    """One (image, label) of one row, with each metric's own score of it.
+
+    Args:
+        maps: the row.
+        image: its id.
+        label: class name.
+        scores: by metric.
+        area: share of the image covered by the label's boxes; None without a box.
+        rank: the label's place in the classifier's ranking, 1 = predicted; None where unknown.
+        predicted: whether the label is predicted right (`wsod.strata.CaseFacts`); None where unknown.
+    """
 
     maps: str
     image: str
     label: str
     scores: Mapping[str, float]
+    area: float | None = None
+    rank: int | None = None
+    predicted: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -104,9 +117,21 @@ class Result:
 
 
 def score_fields(
-    score: Score, classes: Iterable[str], interval: tuple[float, float] | None
+    score: Score,
+    classes: Iterable[str],
+    interval: tuple[float, float] | None = None,
+    strata: Mapping[str, Any] | None = None,
+    given_predicted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A Score as the fields of result.json; classes by name."""
+    """A Score as the fields of result.json; classes by name.
+
+    Args:
+        score: of a metric.
+        classes: names by label.
+        interval: its 95 % interval, or None.
+        strata: `{"small": {"value", "count"}, …}`, or None for a metric without cases.
+        given_predicted: `{"value", "count"}` over the cases whose class is predicted right, or None.
+    """
     names = list(classes)
     per_class = None
     if score.per_class is not None:
@@ -119,6 +144,8 @@ def score_fields(
         "skipped": score.skipped,
         "best_threshold": score.best_threshold,
         "per_class": per_class,
+        "strata": strata,
+        "given_predicted": given_predicted,
         "thresholds": score.thresholds,
         "curve": score.curve,
     }

@@ -1,13 +1,14 @@
-"""Intervals for scores: a percentile bootstrap over images."""
+"""Means and intervals of case scores: within groups of cases, and by a bootstrap over images."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["bootstrap_interval", "mean_of"]
+__all__ = ["Average", "bootstrap_interval", "group_means", "mean_of"]
 
 Average = Literal["cases", "classes"]
 
@@ -21,6 +22,38 @@ def mean_of(sums: NDArray[np.float64], counts: NDArray[np.float64], average: Ave
             seen = counts > 0
             mean = np.where(seen, sums / counts, 0.0).sum(-1) / seen.sum(-1)
     return mean
+
+
+def group_means(
+    values: ArrayLike,
+    labels: ArrayLike,
+    groups: Sequence[str | None],
+    names: Sequence[str],
+    average: Average = "cases",
+) -> dict[str, dict[str, Any]]:
+    """The score within each group of cases.
+
+    Args:
+        values: (N,) score of each case.
+        labels: (N,) class of each case, used by `average="classes"`.
+        groups: (N,) the group of each case, or None for no group.
+        names: the groups wanted.
+        average: how the score is made from its cases.
+
+    Returns:
+        By name `{"value": …, "count": cases}`; NaN for an empty group.
+
+    >>> group_means([1, 0, 1], [0, 0, 1], ["a", "a", None], ["a", "b"])
+    {'a': {'value': 0.5, 'count': 2}, 'b': {'value': nan, 'count': 0}}
+    """
+    scores, (_, columns) = np.asarray(values, np.float64), np.unique(labels, return_inverse=True)
+    means: dict[str, dict[str, Any]] = {}
+    for name in names:
+        inside = np.array([group == name for group in groups], np.bool_)
+        sums = np.bincount(columns[inside], scores[inside], minlength=1).astype(np.float64)
+        counts = np.bincount(columns[inside], minlength=1).astype(np.float64)
+        means[name] = {"value": float(mean_of(sums, counts, average)), "count": int(inside.sum())}
+    return means
 
 
 def bootstrap_interval(

@@ -36,6 +36,8 @@ class Metric(ABC):
     name: ClassVar[str]
     #: how `value` follows from the case scores, for intervals; None = it is no mean of cases
     average: ClassVar[Literal["cases", "classes"] | None] = None
+    #: what a case is: a label of an image, or the image (its evidence is then under its first label)
+    cases: ClassVar[Literal["labels", "images"]] = "labels"
 
     classes: int
     processing: MapProcessing = dataclasses.field(default_factory=MapProcessing)

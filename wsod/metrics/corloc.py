@@ -102,6 +102,7 @@ class CorLocImage(_CorLoc):
 
     name: ClassVar[str] = "corloc_image"
     average: ClassVar[Literal["cases", "classes"] | None] = "cases"
+    cases: ClassVar[Literal["labels", "images"]] = "images"
 
     def _count_boxes(self, detections: Detections, sample: Sample) -> dict[int, Evidence]:
         keep = np.ones(len(sample.boxes), np.bool_)

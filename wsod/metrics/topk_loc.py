@@ -28,6 +28,7 @@ class TopKLoc(BoxHits):
     """
 
     average: ClassVar[Literal["cases", "classes"] | None] = "cases"
+    cases: ClassVar[Literal["labels", "images"]] = "images"
     k: ClassVar[int]
     iou: float = 0.5
 
