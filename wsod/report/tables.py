@@ -36,7 +36,9 @@ HEADINGS = {
 
 def simple_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A plain table of text."""
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(
+        title=Text(title, no_wrap=True), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
+    )
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     for row in rows:
@@ -66,15 +68,21 @@ def print_results(console: Console, results: Mapping[str, Result]) -> None:
         console: where to print.
         results: runs by the name they are shown under; a single one is shown without its name.
     """
-    first = next(iter(results.values()))
     metrics = list(dict.fromkeys(m for result in results.values() for row in result.rows for m in row.scores))
-    title = (
-        f"{first.config['data']}, split {first.config['split']}, protocol {first.config['config']}, per cent"
+    origins = {
+        run: "{data}, split {split}, protocol {config}".format(**result.config)
+        for run, result in results.items()
+    }
+    several, alike = len(results) > 1, len(set(origins.values())) == 1
+    console.print(
+        Text(f"{next(iter(origins.values()))}, per cent" if alike else "per cent", style="bold"),
+        soft_wrap=True,
     )
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    several = len(results) > 1
+    table = Table(box=box.SIMPLE_HEAD)
     if several:
         table.add_column("run", overflow="fold")
+    if not alike:  # rows that must not be compared say so themselves
+        table.add_column("data and protocol", overflow="fold")
     table.add_column("maps", overflow="fold")
     for metric in metrics:
         table.add_column(Text(HEADINGS.get(metric, metric)), justify="right")
@@ -83,7 +91,8 @@ def print_results(console: Console, results: Mapping[str, Result]) -> None:
         for row in result.rows:
             scores = [_cell(row.scores.get(metric)) for metric in metrics]
             head = [Text(run)] if several else []
-            table.add_row(*head, Text(row.maps), *scores, Text(", ".join(row.supervision) or "none"))
+            origin = [] if alike else [Text(origins[run])]
+            table.add_row(*head, *origin, Text(row.maps), *scores, Text(", ".join(row.supervision) or "none"))
     console.print(table)
     notes = []
     for metric in metrics:
