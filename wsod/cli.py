@@ -240,7 +240,18 @@ def download_command(name: str, root: Path | None) -> None:
 @click.option("--threshold", type=float, help="Threshold of the rule; each rule has its default.")
 @click.option("--components", type=click.Choice(["all", "largest"]), default="all", show_default=True)
 @click.option("--min-area", type=float, default=0.0, help="Smallest component kept, in pixels.")
+@click.option(
+    "--area",
+    type=click.Choice(["pixels", "contour"]),
+    default="pixels",
+    show_default=True,
+    help="What large and small mean: pixels, or the area the outline encloses.",
+)
+@click.option(
+    "--merge-iou", type=float, metavar="IOU", help="Merge boxes with more IoU than this; 0 = any overlap."
+)
 @click.option("--size", type=(int, int), metavar="HEIGHT WIDTH", help="Resize the map to the image first.")
+@click.option("--label", help="Only the maps of this label, in files that have several.")
 @click.option(
     "--format",
     "format_",
@@ -248,15 +259,23 @@ def download_command(name: str, root: Path | None) -> None:
     default="table",
     show_default=True,
 )
-def boxes(paths: tuple[Path, ...], format_: str, **options: Any) -> None:
+@click.option(
+    "--annotations", type=FILE, metavar="FILE.json", help="COCO file that says the ids, for --format coco."
+)
+def boxes(
+    paths: tuple[Path, ...], format_: str, label: str | None, annotations: Path | None, **options: Any
+) -> None:
     """Turn heatmap files (.npy, .npz, PNG) into boxes."""
     from wsod.report.boxes import boxes_of_files, format_boxes
 
     found = boxes_of_files(paths, **options)
+    if label is not None:
+        found = {key: value for key, value in found.items() if key[1] == label}
+    text = format_boxes(found, format_, annotations)
     if format_ == "table":
-        console().print(format_boxes(found, format_))
+        console().print(text)
     else:
-        click.echo(format_boxes(found, format_))
+        click.echo(text)
 
 
 if __name__ == "__main__":

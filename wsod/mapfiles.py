@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from wsod.errors import MapError
 from wsod.types import AttentionMaps, Sample
 
-__all__ = ["find_map_file", "read_maps", "write_maps"]
+__all__ = ["find_map_file", "read_arrays", "read_maps", "write_maps"]
 
 Array = NDArray[Any]
 HARMLESS = {"_reconstruct", "_frombuffer", "scalar", "ndarray", "dtype", "_codec_encode", "encode"}
@@ -80,7 +80,7 @@ def read_maps(path: Path, sample: Sample, classes: int) -> AttentionMaps:
     Raises:
         MapError: naming the file.
     """
-    content = _load(path)
+    content = read_arrays(path)
     if isinstance(content, np.ndarray):
         return _from_array(path, content, sample, classes)
     if "values" not in content:
@@ -94,13 +94,18 @@ def read_maps(path: Path, sample: Sample, classes: int) -> AttentionMaps:
     return replace(maps, ranking=content.get("ranking"), region=region)
 
 
-def _load(path: Path) -> Array | dict[Any, Any]:
+def read_arrays(path: Path) -> Array | dict[Any, Any]:
+    """What a .npy or .npz file holds: an array, or arrays by name or class. Nothing in it is run.
+
+    Raises:
+        MapError: naming the file.
+    """
     try:
         with path.open("rb") as file:
             content: Any = np.load(file, allow_pickle=False)
             if not isinstance(content, np.ndarray):
                 return {name: content[name] for name in content.files}
-            return np.asarray(content)
+            return content
     except ValueError:
         return _unpickle(path)
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -157,7 +162,7 @@ def _numbers(path: Path, values: Any) -> Array:
     return array.astype(np.float64) if array.dtype.kind != "f" or array.dtype.itemsize > 8 else array
 
 
-def _unpickle(path: Path) -> Any:
+def _unpickle(path: Path) -> dict[Any, Any]:
     with path.open("rb") as file:
         try:
             header = np.lib.format

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from wsod.boxes import heatmap_to_boxes, heatmap_to_mask
+from wsod.boxes import heatmap_to_boxes, heatmap_to_mask, iou
+from wsod.boxes.merge import merge_groups
 from wsod.errors import ConfigError, MapError
 
 RULES = ("max", "mean_std", "otsu", "percentile", "absolute")
@@ -72,14 +74,127 @@ def test_rules_ignore_scale_and_offset(rule: str) -> None:
     np.testing.assert_allclose(peaks, moved_peaks)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_flips_and_transposes_commute(rule: str) -> None:
-    scores, side = blobs(3), 40
-    boxes = {tuple(box) for box in heatmap_to_boxes(scores, rule=rule)[0]}
-    flipped = {tuple(box) for box in heatmap_to_boxes(scores[:, ::-1], rule=rule)[0]}
-    assert {(side - x1, y0, side - x0, y1) for x0, y0, x1, y1 in boxes} == flipped
-    transposed = {tuple(box) for box in heatmap_to_boxes(scores.T, rule=rule)[0]}
-    assert {(y0, x0, y1, x1) for x0, y0, x1, y1 in boxes} == transposed
+options = st.fixed_dictionaries(
+    {
+        "rule": st.sampled_from(RULES),
+        "area": st.sampled_from(["pixels", "contour"]),
+        "min_area": st.sampled_from([0.0, 1.0, 2.5]),
+        "merge_iou": st.sampled_from([None, 0.0, 0.2]),
+    }
+)
+
+
+def rows(found: tuple[np.ndarray, np.ndarray]) -> list[tuple[float, ...]]:
+    return sorted((*box, score) for box, score in zip(found[0].tolist(), found[1].tolist(), strict=True))
+
+
+@settings(max_examples=80, deadline=None)
+@given(small_maps, options)
+def test_flips_and_transposes_commute(scores: np.ndarray, chosen: dict) -> None:
+    height, width = scores.shape
+    boxes = rows(heatmap_to_boxes(scores, **chosen))
+    mirrored = rows(heatmap_to_boxes(scores[:, ::-1], **chosen))
+    assert sorted((width - x1, y0, width - x0, y1, s) for x0, y0, x1, y1, s in boxes) == mirrored
+    flipped = rows(heatmap_to_boxes(scores[::-1], **chosen))
+    assert sorted((x0, height - y1, x1, height - y0, s) for x0, y0, x1, y1, s in boxes) == flipped
+    transposed = rows(heatmap_to_boxes(scores.T, **chosen))
+    assert sorted((y0, x0, y1, x1, s) for x0, y0, x1, y1, s in boxes) == transposed
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_maps, st.sampled_from(RULES[:-1]), st.sampled_from([0.25, 2.0, 64.0]), st.integers(-9, 9))
+def test_boxes_ignore_scale_and_offset(scores: np.ndarray, rule: str, scale: float, offset: int) -> None:
+    # on whole numbers and powers of two the arithmetic of all rules but the mean's is exact
+    level = {"threshold": 0.3} if rule == "mean_std" else {}
+    moved = heatmap_to_boxes(scores * scale + offset * scale, rule=rule, **level)
+    boxes, peaks = heatmap_to_boxes(scores, rule=rule, **level)
+    if rule == "mean_std" and np.abs(scores - scores.mean() - 0.3 * scores.std()).min() < 1e-9:
+        return  # a pixel on the threshold itself
+    np.testing.assert_array_equal(boxes, moved[0])
+    np.testing.assert_allclose(peaks, moved[1], rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(small_maps, st.sampled_from([0.0, 0.2, 0.5]))
+def test_every_box_is_tight(scores: np.ndarray, threshold: float) -> None:
+    """Each side of a box touches the mask; together they cover all of it."""
+    mask, covered = heatmap_to_mask(scores, threshold), np.zeros(scores.shape, bool)
+    for x0, y0, x1, y1 in heatmap_to_boxes(scores, threshold)[0].astype(int):
+        inside = mask[y0:y1, x0:x1]
+        assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()  # noqa: PT018
+        covered[y0:y1, x0:x1] = True
+    assert covered[mask].all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(small_maps, st.sampled_from([0.0, 0.2, 0.5]))
+def test_contour_area_is_opencv_s(scores: np.ndarray, threshold: float) -> None:
+    cv2 = pytest.importorskip("cv2")
+    mask = heatmap_to_mask(scores, threshold).astype(np.uint8)
+    contours, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    outer = {}
+    for k, contour in enumerate(contours):
+        depth, parent = 0, tree[0][k][3]
+        while parent >= 0:
+            depth, parent = depth + 1, tree[0][parent][3]
+        if depth % 2 == 0:  # the others are of holes
+            x, y, w, h = cv2.boundingRect(contour)
+            outer[x, y, x + w, y + h] = cv2.contourArea(contour)
+    boxes, _ = heatmap_to_boxes(scores, threshold, components="largest", area="contour")
+    assert len(boxes) == bool(outer)
+    if outer:
+        assert outer[tuple(boxes[0])] == max(outer.values())
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 8)] * 2, *[st.integers(1, 6)] * 2), max_size=12),
+    st.sampled_from([0.0, 0.1, 0.3, 0.9]),
+    st.randoms(),
+)
+def test_merging(corners: list[tuple[int, ...]], merge_iou: float, rng: random.Random) -> None:
+    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in corners], np.float64).reshape(-1, 4)
+    merged, group = merge_groups(boxes, merge_iou)
+    # none is left to merge, each holds its own exactly, and the order did not matter
+    assert (np.triu(iou(merged, merged), 1) <= merge_iou).all()
+    assert sorted(set(group.tolist())) == list(range(len(merged)))
+    for k, box in enumerate(merged):
+        own = boxes[group == k]
+        assert box.tolist() == [*own[:, :2].min(0), *own[:, 2:].max(0)]
+    shuffled = list(range(len(boxes)))
+    rng.shuffle(shuffled)
+    again, _ = merge_groups(boxes[shuffled], merge_iou)
+    assert sorted(again.tolist()) == sorted(merged.tolist())
+    if len(boxes) == 2:
+        assert (len(merged) == 1) == (iou(boxes[0], boxes[1])[0, 0] > merge_iou)
+
+
+def test_merging_before_the_largest() -> None:
+    scores = np.zeros((10, 12))
+    scores[0:7, 0:2] = 4  # an L, and a bar in its corner: boxes overlap, pixels do not touch
+    scores[5:7, 0:7] = 4
+    scores[0:3, 4:6] = 2
+    scores[9, 9:12] = 5
+    assert len(heatmap_to_boxes(scores)[0]) == 3
+    boxes, peaks = heatmap_to_boxes(scores, merge_iou=0.0)
+    assert (boxes.tolist(), peaks.tolist()) == ([[9, 9, 12, 10], [0, 0, 7, 7]], [1.0, 0.8])
+    assert len(heatmap_to_boxes(scores, merge_iou=0.5)[0]) == 3
+    # the small parts go before they could be merged
+    assert heatmap_to_boxes(scores, merge_iou=0.0, min_area=10)[0].tolist() == [[0, 0, 7, 7]]
+    many = np.zeros((64, 64))
+    many[::2, ::2] = 1
+    assert len(heatmap_to_boxes(many, merge_iou=0.0)[0]) == 1024
+
+
+def test_largest_by_what_a_contour_encloses() -> None:
+    scores = np.zeros((20, 20))
+    scores[1:11, 1:11] = 1
+    scores[2:10, 2:10] = 0  # a frame of 36 pixels around 81
+    scores[12:19, 12:19] = 1  # 49 pixels
+    assert heatmap_to_boxes(scores, components="largest")[0].tolist() == [[12, 12, 19, 19]]
+    assert heatmap_to_boxes(scores, components="largest", area="contour")[0].tolist() == [[1, 1, 11, 11]]
+    scores[19, 0:10] = 1
+    assert len(heatmap_to_boxes(scores, area="contour", min_area=0.5)[0]) == 2
 
 
 def test_levels_of_the_rules() -> None:
@@ -155,6 +270,8 @@ def test_size_gives_boxes_in_image_pixels() -> None:
         (np.eye(2), {"threshold": 20}, ConfigError, "0 to 1"),
         (np.eye(2), {"threshold": 0.5, "rule": "otsu"}, ConfigError, "none"),
         (np.eye(2), {"components": "biggest"}, ConfigError, "largest"),
+        (np.eye(2), {"area": "box"}, ConfigError, "contour"),
+        (np.eye(2), {"merge_iou": 1.0}, ConfigError, "below 1"),
         (np.eye(2), {"size": (0, 4)}, ConfigError, "1x1"),
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from wsod.boxes.merge import merge_groups
 from wsod.errors import ConfigError, MapError
 from wsod.scoremaps import resize_map
 
@@ -18,6 +19,7 @@ Mask = NDArray[np.bool_]
 Boxes = tuple[Array, Array]
 Rule = Literal["max", "mean_std", "otsu", "percentile", "absolute"]
 Components = Literal["all", "largest"]
+Area = Literal["pixels", "contour"]
 
 # threshold None: 20 % of the maximum is that of Zhou et al., CVPR 2016, section 3.2
 _DEFAULTS = {"max": 0.2, "mean_std": 1.0, "otsu": 0.0, "percentile": 80.0, "absolute": 0.5}
@@ -68,7 +70,9 @@ def heatmap_to_boxes(
     rule: Rule = "max",
     components: Components = "all",
     size: tuple[int, int] | None = None,
-    min_area: float = 1.0,
+    min_area: float = 0.0,
+    area: Area = "pixels",
+    merge_iou: float | None = None,
 ) -> Any:
     """Boxes around the 8-connected components of a heatmap's mask.
 
@@ -77,9 +81,13 @@ def heatmap_to_boxes(
             different sizes is a batch too.
         threshold: see `heatmap_to_mask`.
         rule: see `heatmap_to_mask`.
-        components: `all`, or only the `largest` (most pixels; of equals the higher score).
+        components: `all`, or only the `largest` (of equals the one of higher score).
         size: (height, width) of the image: boxes are in its pixels. None = pixels of the map.
-        min_area: components of fewer pixels are dropped.
+        min_area: smaller components are dropped.
+        area: what large and small mean: a component's number of `pixels`, or the area its outer `contour`
+            encloses (OpenCV's contourArea: holes count, lines of one pixel are 0).
+        merge_iou: boxes with more IoU than this are replaced by the box around them, again and again; 0 =
+            whatever overlaps, None = nothing. Areas add, the higher score stays; then the largest is chosen.
 
     Returns:
         `(boxes, scores)`: (N, 4) float64 boxes xyxy, 0-based, half-open (x1 = last pixel + 1), and (N,)
@@ -96,8 +104,21 @@ def heatmap_to_boxes(
     """
     if components not in ("all", "largest"):
         raise ConfigError("heatmap_to_boxes", "components 'all' or 'largest'", repr(components))
+    if area not in ("pixels", "contour"):
+        raise ConfigError("heatmap_to_boxes", "area in 'pixels' or by 'contour'", repr(area))
     maps, single = _maps(heatmap, size)
-    found = [_boxes(scores, _mask(scores, threshold, rule), components, min_area) for scores in maps]
+    found = []
+    for scores in maps:
+        boxes, peaks, areas = _components(scores, _mask(scores, threshold, rule), area)
+        kept = areas >= min_area
+        boxes, peaks, areas = boxes[kept], peaks[kept], areas[kept]
+        if merge_iou is not None:
+            boxes, group = merge_groups(boxes, merge_iou)
+            areas = np.bincount(group, areas, len(boxes)).astype(np.float64)
+            peaks = np.asarray([peaks[group == g].max() for g in range(len(boxes))], np.float64)
+        largest = components == "largest"
+        order = np.lexsort((-peaks, -areas))[:1] if largest else np.lexsort((-areas, -peaks))
+        found.append((boxes[order], peaks[order]))
     return found[0] if single else found
 
 
@@ -167,17 +188,25 @@ def _level(scores: Array, threshold: float | None, rule: Rule) -> float:
     return float(np.percentile(scores, t)) if rule == "percentile" else t
 
 
-def _boxes(scores: Array, mask: Mask, components: Components, min_area: float) -> Boxes:
+def _components(scores: Array, mask: Mask, area: Area) -> tuple[Array, Array, Array]:
+    """(n, 4) boxes, (n,) peaks in [0, 1] and (n,) areas of the mask's components, in scan order."""
     labelled, count = ndimage.label(mask, _EIGHT)
-    areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:]
-    index = np.arange(1, count + 1)
-    peaks = np.asarray(ndimage.maximum(scores, labelled, index), np.float64).reshape(-1)
+    slices = ndimage.find_objects(labelled)
+    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], np.float64).reshape(-1, 4)
+    peaks = np.asarray(ndimage.maximum(scores, labelled, np.arange(1, count + 1)), np.float64).reshape(-1)
     if count:
         low, high = scores.min(), scores.max()
         peaks = (peaks - low) / (high - low)
-    slices = ndimage.find_objects(labelled)
-    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], np.float64).reshape(-1, 4)
-    largest = components == "largest"
-    order = np.lexsort((-peaks, -areas))[:1] if largest else np.lexsort((-areas, -peaks))
-    order = order[areas[order] >= min_area]
-    return boxes[order], peaks[order]
+    areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:].astype(np.float64)
+    if area == "contour":
+        parts = (labelled[place] == label for label, place in enumerate(slices, 1))
+        areas = np.array([_contour_area(part) for part in parts], np.float64)
+    return boxes, peaks, areas
+
+
+def _contour_area(part: Mask) -> float:
+    """Area of the polygon through the centres of a component's outermost pixels."""
+    filled = ndimage.binary_fill_holes(part).astype(np.int64)
+    # of each 2x2 square of pixels the polygon covers all, half (one corner missing), or nothing
+    squares = filled[:-1, :-1] + filled[1:, :-1] + filled[:-1, 1:] + filled[1:, 1:]
+    return float((squares >= 3).sum() + (squares == 4).sum()) / 2

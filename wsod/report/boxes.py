@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +13,95 @@ from PIL import Image, UnidentifiedImageError
 
 from wsod.boxes.convert import heatmap_to_boxes
 from wsod.errors import ConfigError, MapError
+from wsod.mapfiles import read_arrays
 from wsod.report.tables import simple_table
+from wsod.scoremaps import resize_map
 
 __all__ = ["boxes_of_files", "format_boxes"]
 
 Found = Mapping[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]]
+Row = tuple[str, str, float, list[float]]
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """The maps of a file by label ("" for a single one)."""
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {
-                    str(label): value for label, value in zip(arrays["labels"], arrays["values"], strict=True)
-                }
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                values = np.asarray(image.convert("F"))
-    except (OSError, ValueError, KeyError, EOFError, UnidentifiedImageError) as error:
-        raise MapError(path, "a heatmap (.npy, .npz or a picture)", error) from error
-    if values.ndim == 3:
-        return {str(k): value for k, value in enumerate(values)}
-    return {"": values}
+def boxes_of_files(paths: Sequence[Path], *, size: tuple[int, int] | None = None, **options: Any) -> Found:
+    """Boxes and scores by (file, label); the label is empty where the file has a single map.
 
-
-def boxes_of_files(paths: Sequence[Path], **options: Any) -> Found:
-    """Boxes and scores by (file, label).
+    Args:
+        paths: .npy, the .npz of `wsod maps`, irn's and SEAM's dictionaries, grey pictures.
+        size: (height, width) to resize maps to first; .npz of `wsod maps` know their image's size.
+        options: of `heatmap_to_boxes`.
 
     Raises:
         MapError: naming the file that is no heatmap.
     """
     found = {}
     for path in paths:
-        for label, heatmap in _read(path).items():
+        for label, heatmap, own in _heatmaps(path, size):
             try:
-                found[str(path), label] = heatmap_to_boxes(heatmap, **options)
+                found[str(path), label] = heatmap_to_boxes(heatmap, size=own, **options)
             except MapError as error:
                 raise MapError(path, error.expected, error.got, error.hint) from error
     return found
 
 
-def format_boxes(found: Found, style: str) -> Any:
-    """Boxes as a rich table (`table`) or text: `json`, `coco` (results, xywh), `voc` (1-based, inclusive)."""
-    flat = [
+def _heatmaps(
+    path: Path, size: tuple[int, int] | None
+) -> Iterator[tuple[str, NDArray[Any], tuple[int, int] | None]]:
+    """The maps of a file with their labels, and the size each is yet to be resized to."""
+    if path.suffix not in (".npy", ".npz"):
+        yield "", _grey(path), size
+        return
+    content = read_arrays(path)
+    if isinstance(content, np.ndarray):
+        if content.ndim != 3:
+            yield "", content, size
+            return
+        content = dict(enumerate(content))
+    if "keys" in content:
+        stack = content.get("high_res", content.get("cam"))
+        content = dict(
+            zip(np.asarray(content["keys"]).tolist(), [] if stack is None else stack, strict=False)
+        )
+    if "values" not in content:
+        for label, values in content.items():
+            yield str(label), np.asarray(values), size
+        return
+    own = size or (tuple(content["size"].tolist()) if "size" in content else None)
+    labels = content.get("labels", np.arange(len(content["values"])))
+    for label, values in zip(labels.tolist(), content["values"], strict=False):
+        if "region" in content and own is not None and size is None:
+            values = resize_map(values, own, region=tuple(content["region"].tolist()))
+        yield str(label), values, own
+
+
+def _grey(path: Path) -> NDArray[Any]:
+    """A picture's values, 8 or 16 bits."""
+    try:
+        with Image.open(path) as image:
+            if image.mode in ("L", "F") or image.mode.startswith("I"):
+                return np.asarray(image)
+            values = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError) as error:
+        raise MapError(path, "a heatmap (.npy, .npz or a grey picture)", error) from error
+    if (values != values[..., :1]).any():
+        hint = "A colour map has no values to threshold: save the map itself, as .npy."
+        raise MapError(path, "a grey picture", "a coloured one", hint)
+    return values[..., 0]
+
+
+def format_boxes(found: Found, style: str, annotations: Path | None = None) -> Any:
+    """Boxes as a rich table (`table`) or text.
+
+    Args:
+        found: as `boxes_of_files` gives them.
+        style: `table`, `json`, `coco` (results: x, y, width, height) or `voc` (a line a box: name, score,
+            corners 1-based, last pixel included).
+        annotations: COCO JSON that says the ids of images and classes, for `coco`.
+
+    Raises:
+        ConfigError: `coco` without the ids it needs; `voc`, a file a class, of several classes.
+    """
+    flat: list[Row] = [
         (path, label, float(score), [float(x) for x in box])
         for (path, label), (boxes, scores) in found.items()
         for box, score in zip(boxes, scores, strict=True)
@@ -74,26 +117,42 @@ def format_boxes(found: Found, style: str) -> Any:
         keys = ("file", "label", "score", "box")
         return json.dumps([dict(zip(keys, item, strict=True)) for item in flat], indent=1)
     if style == "coco":
-        return json.dumps([_coco(*item) for item in flat], indent=1)
+        return json.dumps(_coco(flat, annotations), indent=1)
+    labels = sorted({label for _, label, _, _ in flat})
+    if len(labels) > 1:
+        got, hint = f"labels {', '.join(labels)}", "Pick one with --label."
+        raise ConfigError("--format voc", "maps of one class: VOC's files are one a class", got, hint)
     return "\n".join(
         f"{Path(p).stem} {score:.3f} {box[0] + 1:.1f} {box[1] + 1:.1f} {box[2]:.1f} {box[3]:.1f}"
         for p, _, score, box in flat
     )
 
 
-def _coco(path: str, label: str, score: float, box: list[float]) -> dict[str, Any]:
-    stem = Path(path).name.split(".")[0]
-    if not stem.isdigit():
-        raise ConfigError(
-            path,
-            "a file named by its COCO image id, such as 000000391895.npy",
-            repr(stem),
-            "Use --format json.",
+def _coco(rows: Sequence[Row], annotations: Path | None) -> list[dict[str, Any]]:
+    if annotations is None:
+        images: Mapping[str, int] = {}
+        categories: Sequence[int] = ()
+    else:
+        from wsod.data.coco import Coco
+
+        known = Coco(annotations=annotations)
+        images = {Path(name).stem: number for name, number in zip(known.ids, known.image_ids, strict=True)}
+        categories = known.category_ids
+    results = []
+    for path, label, score, (x0, y0, x1, y1) in rows:
+        stem = Path(path).name.split(".")[0]
+        if stem not in images and (annotations is not None or not stem.isdigit()):
+            wanted = "a file named by its COCO image, such as 000000391895.npy"
+            raise ConfigError(path, wanted, repr(stem), "Use --format json, or give --annotations.")
+        if label and not (label.isdigit() and int(label) < len(categories)):
+            hint = "Give --annotations FILE.json: COCO's numbers of classes are not their ranks."
+            raise ConfigError(path, f"labels of {len(categories)} known categories", label, hint)
+        results.append(
+            {
+                "image_id": images[stem] if annotations else int(stem),
+                "category_id": categories[int(label)] if label else 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": score,
+            }
         )
-    x0, y0, x1, y1 = box
-    return {
-        "image_id": int(stem),
-        "category_id": int(label or 1),
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "score": score,
-    }
+    return results
