@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from wsod.maps import MapMethod
     from wsod.models import Classifier
 
-__all__ = ["Fault", "LabelRule", "class_columns", "iterate_maps"]
+__all__ = ["INPUT", "Fault", "LabelRule", "class_columns", "iterate_maps"]
 
 LabelRule = Literal["truth", "predicted", "topk", "stored"]
 TOP = 5
 RANKING_DEPTH = 10
+#: where a map's cache has the classifier's input and its region, for those who ask the classifier again
+INPUT = "input"
 
 
 @dataclass(frozen=True)
@@ -171,11 +173,10 @@ def _batch_maps(
 ) -> Iterator[tuple[Sample, dict[str, AttentionMaps]] | Fault]:
     import torch
 
-    from wsod.maps import Tape
+    from wsod.maps import tape_for
 
     images = torch.stack([item.tensor for item in batch]).to(device, non_blocking=True)
-    needs = frozenset().union(*(method.needs for method in tape_methods.values()))
-    tape = Tape(classifier, images, needs=needs)
+    tape = tape_for(classifier, images, tape_methods.values())
     scores = tape.logits.detach().float().cpu().numpy()
     chosen = [_labels(rule, item.sample, row[columns]) for item, row in zip(batch, scores, strict=True)]
     rows = [row for row, some in enumerate(chosen) for _ in some]
@@ -197,6 +198,7 @@ def _batch_maps(
                 maps[name] = AttentionMaps(
                     item.sample.image_id, item.sample.size, some, stack[start:stop], ranking, item.region
                 )
+                maps[name].cache[INPUT] = item.tensor, item.region
             yield item.sample, {name: maps[name] for name in methods if name in maps}
         except WsodError as error:
             yield Fault(item.sample.image_id, error)

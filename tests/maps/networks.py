@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
+from wsod.maps import MapMethod
 from wsod.models import Classifier
 
 CLASSES = tuple("abcd")
@@ -109,12 +111,28 @@ class TokenNet(nn.Module):
         return self.head(tokens[:, 0])
 
 
+class SmallViT(VisionTransformer):
+    """torchvision's vision transformer: 4×4 patches of a 16×16 image, three blocks of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 4, 3, 2, 8, 16, num_classes=len(CLASSES))
+        nn.init.normal_(self.heads.head.weight)  # torchvision's start with zeros
+
+
 _KINDS = {
     "relu": (ReluNet, "relus.2", {}),
     "deep": (DeepHead, "last", {}),
     "nhwc": (ChannelsLastNet, "norm", {"layout": "NHWC"}),
     "tokens": (TokenNet, "norm", {"layout": "tokens", "prefix": 1}),
+    "vit": (SmallViT, "encoder.layers.-1.ln_1", {"layout": "tokens", "prefix": 1}),
 }
+
+ATTENTION = {"attentions", "attention_gradients"}
+
+
+def suited(method: MapMethod) -> str:
+    """The kind of network a method can work on."""
+    return "vit" if method.needs & ATTENTION else "relu"
 
 
 def make(kind: str, *, seed: int = 0, target_layer: str | None = None, style: str = "module") -> Classifier:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.maps.networks import CLASSES, batch, make
+from tests.maps.networks import ATTENTION, CLASSES, batch, make, suited
+from tests.maps.quick import quick
 from wsod.errors import MapError
 from wsod.maps import METHODS, Tape, attention_maps
 from wsod.models import build_classifier
@@ -27,6 +28,9 @@ def images():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_shape_finite_and_batch_equals_one_by_one(name, smallnet, images):
+    if METHODS[name].needs & ATTENTION:
+        smallnet, images = make("vit").float(), images[:, :, 16:32, 16:32]
+    method, name = METHODS[name], quick(name)
     maps = attention_maps(smallnet, images, LABELS, [name]).maps[name]
     assert maps.shape[0] == 3
     assert maps.ndim == 3
@@ -38,7 +42,7 @@ def test_shape_finite_and_batch_equals_one_by_one(name, smallnet, images):
         for row, label in ((0, 0), (0, 3), (1, 2))
     ]
     torch.testing.assert_close(maps, torch.stack(alone), rtol=1e-3, atol=1e-5 * float(maps.abs().max()))
-    if METHODS[name].class_specific:
+    if method.class_specific:
         assert not torch.equal(maps[0], maps[1])
     else:
         assert torch.equal(maps[0], maps[1])
@@ -46,12 +50,12 @@ def test_shape_finite_and_batch_equals_one_by_one(name, smallnet, images):
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.differentiable])
 def test_gradient_reaches_the_parameters(name):
-    classifier = make("relu")
-    method = METHODS[name]
+    method = METHODS[quick(name)]
+    classifier = make(suited(method))
     tape = Tape(classifier, batch(2), needs=method.needs, create_graph=True)
     maps = method(tape, torch.tensor([[0, 1], [1, 2]]), create_graph=True)
     maps.pow(2).sum().backward()
-    gradient = classifier.network.first.weight.grad
+    gradient = next(classifier.network.parameters()).grad
     assert torch.isfinite(gradient).all()
     assert gradient.abs().max() > 0
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.maps.networks import batch, make
+from tests.maps.networks import batch, make, suited
 from wsod.errors import ConfigError
 from wsod.maps import METHODS, Tape, attention_maps
 from wsod.maps.extract import cases_of
@@ -55,11 +55,14 @@ def test_unknown_method():
         attention_maps(make("relu"), batch(), [0, 0, 0], ["gradcamm"])
 
 
-def test_one_forward_for_all_methods_and_classes():
-    classifier = make("relu")
+@pytest.mark.parametrize("kind", ["relu", "vit"])
+def test_one_forward_for_all_methods_and_classes(kind):
+    classifier = make(kind)
     calls = []
     classifier.network.register_forward_hook(lambda *io: calls.append(1))
-    names = [name for name, method in METHODS.items() if "forwards" not in method.needs]
+    names = [
+        name for name, method in METHODS.items() if "forwards" not in method.needs and suited(method) == kind
+    ]
     found = attention_maps(classifier, batch(), [[0, 1, 2], [3], [1, 2]], names)
     assert len(calls) == 1
     for name in names:
@@ -68,16 +71,18 @@ def test_one_forward_for_all_methods_and_classes():
 
 
 def test_nothing_returned_holds_a_graph():
-    found = attention_maps(make("relu"), batch(), [0, 1, 2], list(METHODS))
-    assert not found.logits.requires_grad
-    assert not any(maps.requires_grad for maps in found.maps.values())
+    for kind in ("relu", "vit"):
+        names = [name for name, method in METHODS.items() if suited(method) == kind]
+        found = attention_maps(make(kind), batch(), [0, 1, 2], names)
+        assert not found.logits.requires_grad
+        assert not any(maps.requires_grad for maps in found.maps.values())
 
 
 def test_methods_build_a_graph_for_training_alone():
     cases = torch.tensor([[0, 1]])
     for name, method in METHODS.items():
         for graph in (False, True):
-            tape = Tape(make("relu"), batch(), needs=method.needs, create_graph=graph)
+            tape = Tape(make(suited(method)), batch(), needs=method.needs, create_graph=graph)
             maps = method(tape, cases, create_graph=graph)
             assert maps.requires_grad == (graph and (method.differentiable or name == "ablationcam"))
 

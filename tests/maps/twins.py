@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.maps.networks import ReluNet
+from tests.maps.twins_attention import ATTENTION_TWINS
 from wsod.models import Classifier
 
 Array = NDArray[np.float64]
@@ -112,6 +114,71 @@ def eigencam(classifier: Classifier, image: Tensor, label: int) -> Array:
     return out.reshape(a.shape[1:])
 
 
+def eigengradcam(classifier: Classifier, image: Tensor, label: int) -> Array:
+    a, g, _ = parts(classifier, image, label)
+    cells = (g * a).reshape(len(a), -1).T
+    given = cells.sum(1)
+    centred = cells - cells.mean(0)
+    _, _, right = np.linalg.svd(centred, full_matrices=False)
+    out = centred @ right[0]
+    if ((given - given.mean()) * out).sum() < 0:
+        out = -out
+    return out.reshape(a.shape[1:])
+
+
+def finercam(classifier: Classifier, image: Tensor, label: int) -> Array:
+    _, logits = run(classifier, image)
+    others = [k for k in range(len(logits)) if k != label]
+    similar = sorted(others, key=lambda k: abs(float(logits[k].detach() - logits[label].detach())))[:3]
+    a, own, _ = parts(classifier, image, label)
+    g = own - 0.6 / 3 * sum(parts(classifier, image, k)[1] for k in similar)
+    out = sum(g[d].mean() * a[d] for d in range(len(a)))
+    return np.maximum(out, 0)
+
+
+def shapleycam(classifier: Classifier, image: Tensor, label: int) -> Array:
+    """The whole Hessian, written out, of the score as a function of the features on the grid."""
+    output, _ = run(classifier, image)
+    a = grid(classifier, output.detach())
+
+    def score(features: Tensor) -> Tensor:
+        def put(module: object, inputs: object, output: Tensor) -> Tensor:
+            if classifier.layout == "NHWC":
+                return features.permute(1, 2, 0)[None]
+            if classifier.layout == "tokens":
+                return torch.cat([output[:, :1].detach(), features.flatten(1).T[None]], 1)
+            return features[None].clone()
+
+        hook = classifier.network.get_submodule(classifier.target_layer).register_forward_hook(put)
+        logits = classifier.network(image[None])[0]
+        hook.remove()
+        return logits[label] + torch.log(torch.exp(logits[label]) / torch.exp(logits).sum())
+
+    with sdpa_kernel(SDPBackend.MATH):
+        g = torch.autograd.functional.jacobian(score, a)
+        hessian = torch.autograd.functional.hessian(score, a)
+    out = np.zeros(a.shape[1:])
+    for d in range(len(a)):
+        out += float((g[d] - (hessian[d] * a).sum((2, 3, 4)) / 2).mean()) * a[d].numpy()
+    return np.maximum(out, 0)
+
+
+def enlarged(values: Array, size: tuple[int, int]) -> Array:
+    """Bilinear, pixel by pixel, half-pixel centres, edges repeated."""
+    (h, w), (height, width) = values.shape, size
+    out = np.zeros(size)
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * h / height - 0.5, 0), h - 1)
+            x = min(max((j + 0.5) * w / width - 0.5, 0), w - 1)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
+            upper = values[top, left] * (1 - x + left) + values[top, right] * (x - left)
+            lower = values[bottom, left] * (1 - x + left) + values[bottom, right] * (x - left)
+            out[i, j] = upper * (1 - y + top) + lower * (y - top)
+    return out
+
+
 def ablationcam(classifier: Classifier, image: Tensor, label: int) -> Array:
     """The whole network again for each channel, its output at the target layer edited on the way."""
     a, _, score = parts(classifier, image, label)
@@ -199,19 +266,44 @@ def deconvnet(classifier: Classifier, image: Tensor, label: int) -> Array:
     return np.abs(through_relus(classifier, image, label, "deconvnet")).max(0)
 
 
+def full_gradient(classifier: Classifier, image: Tensor, label: int) -> tuple[Array, list[Array], float]:
+    """The input's part (3, H, W), the parts (D, h, w) of each layer with a bias, the sum of the linear ones'.
+
+    A bias is what the layer gives for zeros; its gradient is that of a tensor added to the layer's output.
+    """
+    added: list[tuple[Tensor, Tensor]] = []
+
+    def add(module: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        extra = torch.zeros_like(output, requires_grad=True)
+        added.append((module.forward(torch.zeros_like(inputs[0])).detach(), extra))
+        return output + extra
+
+    kinds = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.Linear)
+    layers = [m for m in classifier.network.modules() if isinstance(m, kinds)]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    x = image.clone().requires_grad_()
+    score = classifier.network(x[None])[0, label]
+    for hook in hooks:
+        hook.remove()
+    g, *biases = torch.autograd.grad(score, [x, *(extra for _, extra in added)])
+    terms = [(bias * b)[0].numpy() for (bias, _), b in zip(added, biases, strict=True)]
+    linear = sum(float(term.sum()) for term in terms if term.ndim == 1)
+    return (x.detach() * g).numpy(), [term for term in terms if term.ndim == 3], linear
+
+
+def fullgrad(classifier: Classifier, image: Tensor, label: int) -> Array:
+    own, terms, _ = full_gradient(classifier, image, label)
+    out = np.zeros(image.shape[1:])
+    for term in [own, *terms]:
+        for channel in np.abs(term):
+            if channel.max() - channel.min() > 1e-6 * channel.max():
+                out += enlarged((channel - channel.min()) / (channel.max() - channel.min()), out.shape)
+    return out
+
+
 def guidedgradcam(classifier: Classifier, image: Tensor, label: int) -> Array:
     coarse = gradcam(classifier, image, label)
-    fine = np.zeros(image.shape[1:])
-    (h, w), (height, width) = coarse.shape, fine.shape
-    for i in range(height):
-        for j in range(width):
-            y = min(max((i + 0.5) * h / height - 0.5, 0), h - 1)
-            x = min(max((j + 0.5) * w / width - 0.5, 0), w - 1)
-            top, left = int(y), int(x)
-            bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
-            upper = coarse[top, left] * (1 - x + left) + coarse[top, right] * (x - left)
-            lower = coarse[bottom, left] * (1 - x + left) + coarse[bottom, right] * (x - left)
-            fine[i, j] = upper * (1 - y + top) + lower * (y - top)
+    fine = enlarged(coarse, tuple(image.shape[1:]))
     return np.abs(fine * through_relus(classifier, image, label, "guided")).max(0)
 
 
@@ -226,12 +318,16 @@ def center(classifier: Classifier, image: Tensor, label: int) -> Array:
 
 
 TWINS = {
+    **ATTENTION_TWINS,
     "ablationcam": ablationcam,
     "cam": cam,
     "center": center,
     "deconvnet": deconvnet,
     "eigencam": eigencam,
+    "eigengradcam": eigengradcam,
     "elementgradcam": elementgradcam,
+    "finercam": finercam,
+    "fullgrad": fullgrad,
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
     "gradient": gradient,
@@ -241,6 +337,7 @@ TWINS = {
     "inputxgradient": inputxgradient,
     "integratedgradients": integratedgradients,
     "layercam": layercam,
+    "shapleycam": shapleycam,
     "smoothgrad": smoothgrad,
     "xgradcam": xgradcam,
 }

@@ -1,4 +1,4 @@
-"""The features' first principal component: no class, no gradient."""
+"""First principal components: of the features, and of what they contribute to a class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wsod.maps.tape import Tape
 
-__all__ = ["eigencam"]
+__all__ = ["eigencam", "eigengradcam"]
 
 
 def eigencam(tape: Tape, cases: Tensor, *, create_graph: bool = False, centre: bool = True) -> Tensor:
@@ -30,23 +30,50 @@ def eigencam(tape: Tape, cases: Tensor, *, create_graph: bool = False, centre: b
     Returns:
         (M, h, w).
     """
-    n, _, h, w = tape.features.shape
     # eigenvectors of nearly equal eigenvalues are fixed by the last digits: float64
     cells = tape.features.flatten(2).transpose(1, 2).double()
-    length = cells.norm(dim=2)
+    maps = _component(cells, cells.norm(dim=2), centre, create_graph).to(tape.features.dtype)
+    return maps.reshape(-1, *tape.features.shape[2:])[cases[:, 0].to(maps.device)]
+
+
+def eigengradcam(tape: Tape, cases: Tensor, *, create_graph: bool = False, centre: bool = True) -> Tensor:
+    """First principal component of the contributions g_d·A_d, cell by cell (class-specific Eigen-CAM).
+
+    Muhammad & Yeasin, "Eigen-CAM", IJCNN 2020, with the gradient product of pytorch-grad-cam (Gildenblat
+    2021). As `eigencam`, with X (h·w, D) = g⊙A; the sign is the one that makes the map grow with what a cell
+    contributes to the score: Σ map·(c - mean c) ≥ 0 with c = Σ_d g_d·A_d.
+
+    Args:
+        tape: the forward pass.
+        cases: (M, 2) rows of (row, label).
+        create_graph: keep the graph of the gradient (once: the first derivative is exact).
+        centre: subtract the channel means.
+
+    Returns:
+        (M, h, w).
+    """
+    product = tape.gradient(cases, create_graph) * tape.select(cases)
+    # gradients of a mean-pooled score are small, and their squares far smaller; the scale is put back
+    scale = product.detach().abs().amax((1, 2, 3)).clamp(min=torch.finfo(product.dtype).tiny)[:, None]
+    cells = product.flatten(2).transpose(1, 2).double() / scale[:, :, None]
+    maps = _component(cells, cells.sum(2), centre, create_graph) * scale
+    return maps.to(product.dtype).reshape(-1, *product.shape[2:])
+
+
+def _component(cells: Tensor, grows_with: Tensor, centre: bool, differentiable: bool) -> Tensor:
+    """(N, n, D) → (N, n) u·σ of the first component, its sign such that it grows with `grows_with` (N, n)."""
     if centre:
         cells = cells - cells.mean(1, keepdim=True)
     if cells.shape[1] <= cells.shape[2]:
         gram = cells @ cells.transpose(1, 2)
-        first = _first_eigenvector(gram, create_graph)
+        first = _first_eigenvector(gram, differentiable)
         # u·σ, with σ² = uᵀ·X·Xᵀ·u
         maps = first * (first * (gram @ first)).sum(1, keepdim=True).clamp(min=0).sqrt()
     else:
-        maps = cells @ _first_eigenvector(cells.transpose(1, 2) @ cells, create_graph)
+        maps = cells @ _first_eigenvector(cells.transpose(1, 2) @ cells, differentiable)
     maps = maps.squeeze(2)
-    agreement = (maps * (length - length.mean(1, keepdim=True))).sum(1, keepdim=True)
-    maps = torch.where(agreement < 0, -maps, maps).to(tape.features.dtype)
-    return maps.reshape(n, h, w)[cases[:, 0].to(maps.device)]
+    agreement = (maps * (grows_with - grows_with.mean(1, keepdim=True))).sum(1, keepdim=True)
+    return torch.where(agreement < 0, -maps, maps)
 
 
 def _first_eigenvector(gram: Tensor, differentiable: bool) -> Tensor:

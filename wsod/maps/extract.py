@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wsod.errors import ConfigError
+from wsod.maps.method import MapMethod
 from wsod.maps.registry import METHODS
 from wsod.maps.tape import Tape
 from wsod.models import Classifier, load_classifier
 
-__all__ = ["Attention", "Labels", "attention_maps", "cases_of"]
+__all__ = ["Attention", "Labels", "attention_maps", "cases_of", "tape_for"]
 
 Labels = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
@@ -62,6 +63,14 @@ def cases_of(labels: Labels, images: int, classes: int) -> Tensor:
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
+def tape_for(classifier: Classifier, images: Tensor, methods: Iterable[MapMethod]) -> Tape:
+    """The one forward pass that these methods share."""
+    methods = list(methods)
+    needs = frozenset(need for method in methods for need in method.needs)
+    layers = dict.fromkeys(layer for method in methods for layer in method.layers)
+    return Tape(classifier, images, needs=needs, layers=tuple(layers))
+
+
 def attention_maps(
     classifier: nn.Module, images: Tensor, labels: Labels, methods: Sequence[str] = ("gradcam",)
 ) -> Attention:
@@ -73,7 +82,7 @@ def attention_maps(
         classifier: a `Classifier`, or any network that `load_classifier` can wrap.
         images: (N, 3, H, W), preprocessed, on the classifier's device.
         labels: one label an image; a list of labels each; or multi-hot (N, C).
-        methods: names in `METHODS`.
+        methods: names in `METHODS`; `NAME:key=value,…` gives a method's own options.
 
     Returns:
         The cases, a stack of maps a method, and the logits; all detached, on the images' device.
@@ -97,8 +106,7 @@ def attention_maps(
         if isinstance(classifier, Classifier)
         else load_classifier(classifier, device=images.device)
     )
-    needs = frozenset(need for method in entries.values() for need in method.needs)
-    tape = Tape(wrapped, images, needs=needs)
+    tape = tape_for(wrapped, images, entries.values())
     cases = cases_of(labels, len(images), tape.logits.shape[1])
     maps = {name: method(tape, cases).detach() for name, method in entries.items()}
     return Attention(cases.to(images.device), maps, tape.logits.detach())

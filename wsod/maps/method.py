@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,14 +12,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsod.errors import MapError
+from wsod.errors import ConfigError, MapError
+from wsod.registry import nearest
 
 if TYPE_CHECKING:
     from wsod.maps.tape import Tape
 
 __all__ = ["MapMethod", "Need", "combine", "rectify"]
 
-Need = Literal["class_weights", "gradient", "input_gradient", "forwards", "nothing"]
+Need = Literal[
+    "attention_gradients",
+    "attentions",
+    "biases",
+    "class_weights",
+    "forwards",
+    "gradient",
+    "hessian",
+    "input_gradient",
+    "nothing",
+]
+
+
+# arguments that every function has, or that say what it is called for
+_SHARED = frozenset({"create_graph"})
 
 
 @dataclass(frozen=True)
@@ -31,13 +47,16 @@ class MapMethod:
         summary: one line: the equation or the idea.
         citation: where it was published.
         needs: what the tape has to give: `class_weights` (a head that is linear on pooled features),
-            `gradient` (at the target layer), `input_gradient` (the whole graph), `forwards` (further
-            forward passes), `nothing` (neither classifier nor image).
+            `gradient` and `hessian` (at the target layer), `input_gradient` (the whole graph), `biases` (the
+            outputs of all layers that have one), `forwards` (further forward passes), `attentions` and
+            `attention_gradients` (a transformer's attention weights), `nothing` (neither classifier nor
+            image).
         class_specific: whether the map depends on the class.
         differentiable: whether `create_graph=True` gives maps that can be trained through.
         values: `raw` scores of any sign, or `probability`.
         supervision: what it uses beyond the classifier's own.
         point: for a control that is a point by definition, `(size) → (x, y)` in pixels of the image.
+        options: values of the function's own options, where they are not its defaults.
     """
 
     function: Callable[..., Any]
@@ -49,6 +68,27 @@ class MapMethod:
     values: Literal["raw", "probability"] = "raw"
     supervision: tuple[str, ...] = ()
     point: Callable[[tuple[int, int]], tuple[float, float]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def configured(self, options: Mapping[str, Any]) -> MapMethod:
+        """This method with other values of its options.
+
+        Raises:
+            ConfigError: for an option it has not.
+        """
+        known = inspect.signature(self.function).parameters
+        own = [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name not in _SHARED]
+        for name in options:
+            if name not in own:
+                hint = nearest(name, own) if own else "It has none."
+                raise ConfigError(self.summary, "an option of the method", repr(name), hint)
+        return replace(self, options={**self.options, **options})
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers its tape has to be made with, beyond the target layer."""
+        layers = self.options.get("layers", ())
+        return tuple(layers.split("+") if isinstance(layers, str) else layers)
 
     def __call__(self, tape: Tape, cases: Tensor, *, create_graph: bool = False, **options: Any) -> Tensor:
         """Maps of some cases.
@@ -70,6 +110,7 @@ class MapMethod:
         # sums over channels and cells lose too much in half precision; a graph is kept for training alone
         full = torch.autocast(tape.images.device.type, enabled=False)
         with full, torch.set_grad_enabled(tape.create_graph and torch.is_grad_enabled()):
+            options = {**self.options, **options}
             maps: Tensor = self.function(tape, cases, create_graph=create_graph, **options)
         return maps
 
@@ -85,7 +126,7 @@ class MapMethod:
         """
         if "nothing" not in self.needs:
             raise MapError(self.summary, "a control, to be made without a classifier", "a map method")
-        values: NDArray[np.float64] = self.function(size, **options)
+        values: NDArray[np.float64] = self.function(size, **{**self.options, **options})
         return values
 
 

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from wsod.config import parse_settings
 from wsod.maps.ablation import ablationcam
 from wsod.maps.backprop import deconvnet, gradient, guidedbackprop, guidedgradcam, inputxgradient
 from wsod.maps.cam import cam
 from wsod.maps.controls import center, center_point
-from wsod.maps.eigencam import eigencam
+from wsod.maps.eigencam import eigencam, eigengradcam
 from wsod.maps.elementwise import elementgradcam, hirescam, layercam
+from wsod.maps.finercam import finercam
+from wsod.maps.fullgrad import fullgrad
 from wsod.maps.gradcam import gradcam, gradcam_plus_plus, xgradcam
+from wsod.maps.legrad import legrad
 from wsod.maps.method import MapMethod, Need
+from wsod.maps.rollout import gradientrollout, rollout, transmm
 from wsod.maps.sampled import integratedgradients, smoothgrad
+from wsod.maps.shapleycam import shapleycam
 from wsod.registry import Registry
 
 __all__ = ["METHODS"]
 
 _LAYER: frozenset[Need] = frozenset({"gradient"})
+_HESSIAN: frozenset[Need] = frozenset({"gradient", "hessian"})
 _INPUT: frozenset[Need] = frozenset({"input_gradient"})
 _BOTH: frozenset[Need] = frozenset({"gradient", "input_gradient"})
+_BIASES: frozenset[Need] = frozenset({"input_gradient", "biases"})
+_TOKENS: frozenset[Need] = frozenset({"attention_gradients"})
 _MANY: frozenset[Need] = frozenset({"forwards"})
 
-METHODS: Registry[MapMethod] = Registry(
+
+class _Methods(Registry[MapMethod]):
+    """Map methods by name; `NAME:key=value,…` is one with other options."""
+
+    def __getitem__(self, name: str) -> MapMethod:
+        base, colon, text = name.partition(":")
+        method = super().__getitem__(base)
+        return method.configured(parse_settings(text.split(","))) if colon else method
+
+
+METHODS: Registry[MapMethod] = _Methods(
     "map method",
     {
         "cam": MapMethod(
@@ -44,6 +63,15 @@ METHODS: Registry[MapMethod] = Registry(
             "first principal component of the features",
             "Muhammad & Yeasin 2020",
             class_specific=False,
+        ),
+        "eigengradcam": MapMethod(
+            eigengradcam, "first principal component of g_d·A_d", "Muhammad & Yeasin 2020", _LAYER
+        ),
+        "finercam": MapMethod(
+            finercam, "Grad-CAM of s_k - γ·mean s_d, d the most similar classes", "Zhang et al. 2025", _LAYER
+        ),
+        "shapleycam": MapMethod(
+            shapleycam, "ReLU Σ mean(g_d - (H·A)_d/2)·A_d, H the Hessian", "Cai 2025", _HESSIAN
         ),
         "ablationcam": MapMethod(
             ablationcam,
@@ -69,6 +97,38 @@ METHODS: Registry[MapMethod] = Registry(
         ),
         "guidedgradcam": MapMethod(
             guidedgradcam, "upsampled Grad-CAM times guided backpropagation", "Selvaraju et al. 2017", _BOTH
+        ),
+        "fullgrad": MapMethod(
+            fullgrad,
+            "ψ(x·∂s/∂x) + Σ ψ(b·∂s/∂z) over all biases b, ψ = upsample(min-max(|·|))",
+            "Srinivas & Fleuret 2019",
+            _BIASES,
+        ),
+        "rollout": MapMethod(
+            rollout,
+            "transformers: class token's row of Π (I + mean over heads of A_l)/2",
+            "Abnar & Zuidema 2020",
+            frozenset({"attentions"}),
+            class_specific=False,
+        ),
+        "gradientrollout": MapMethod(
+            gradientrollout,
+            "transformers: rollout of mean over heads of ReLU(∂A⊙A)",
+            "Gildenblat 2020",
+            _TOKENS,
+        ),
+        "transmm": MapMethod(
+            transmm,
+            "transformers: R ← R + mean over heads of ReLU(∂A⊙A)·R",
+            "Chefer, Gur & Wolf 2021",
+            _TOKENS,
+        ),
+        "legrad": MapMethod(
+            legrad,
+            "transformers: ReLU(∂s_l/∂A_l), mean over blocks, heads, tokens",
+            "Bousselham et al. 2025",
+            frozenset({"attentions", "forwards"}),
+            differentiable=False,
         ),
         "center": MapMethod(
             center,

@@ -9,26 +9,33 @@ keeps the whole graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from wsod.errors import ConfigError, ModelError
+from wsod.maps.attentions import attention_mode
+from wsod.maps.biases import bias_layers
+from wsod.maps.derivatives import differentiate, full, hessian_product
 from wsod.maps.guided import ReluMode, Rule
-from wsod.models.classifier import Classifier
-from wsod.models.heads.linear import final_layer
+from wsod.maps.head import Form, inspect_head
+from wsod.models.classifier import Classifier, resolve_layer
 
-__all__ = ["Tape"]
+__all__ = ["Tape", "evaluation_mode"]
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 
 
 @contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every part of `module` in evaluation mode, and back in its own afterwards."""
     training = [part for part in module.modules() if part.training]
     try:
         for part in training:
@@ -37,11 +44,6 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """Half precision to float32; maps are sums over many channels and cells."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 class Tape:
@@ -54,7 +56,11 @@ class Tape:
     Args:
         classifier: what to run.
         images: (N, 3, H, W), preprocessed. With `create_graph` a graph it carries is continued.
-        needs: with `input_gradient`, the pass keeps the whole graph and rectifiers can be switched.
+        needs: with `input_gradient`, the pass keeps the whole graph and rectifiers can be switched; with
+            `biases`, the output of every layer that adds a bias to each cell is kept too; with `hessian`,
+            second derivatives can be taken without `create_graph`.
+        layers: paths of further layers to keep, for `features_at` and `gradients`. The graph then begins at
+            the earliest.
         create_graph: maps will be trained through: keep the graph down to the parameters.
         eval_mode: False runs the network in the mode it is in. Batch normalisation in training mode mixes
             the images of a batch, and moves its statistics.
@@ -75,18 +81,23 @@ class Tape:
         images: Tensor,
         *,
         needs: Set[str] = frozenset(),
+        layers: Sequence[str] = (),
         create_graph: bool = False,
         eval_mode: bool = True,
     ) -> None:
         self.classifier = classifier
+        self.layers = tuple(resolve_layer(classifier.network, path) for path in layers)
         self.needs, self.create_graph, self._eval_mode = frozenset(needs), create_graph, eval_mode
         self._where = f"{classifier.arch}, layer {classifier.target_layer}"
         self._mode = ReluMode() if "input_gradient" in needs else None
+        self.attention_mode = attention_mode(needs)
         device = images.device.type
         self._cast = device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self._gradients: dict[Any, Tensor] = {}
-        self._head: tuple[Tensor, Literal["linear", "rectified", "other"]] | None = None
-        self._outputs: list[Tensor] = []
+        self._derivatives: dict[Any, list[Tensor | None]] = {}
+        self._head: tuple[Tensor, Form] | None = None
+        self.biases = bias_layers(classifier) if "biases" in needs else {}
+        self._outputs: dict[str, list[Tensor]] = {}
         self._attention: list[Any] = []
         with torch.inference_mode(False):
             images = images.clone() if images.is_inference() else images
@@ -94,44 +105,55 @@ class Tape:
             if self._mode is not None and not images.requires_grad:
                 images.requires_grad_()
             self.images = images
-            hooks: list[tuple[str, Hook]] = [(classifier.target_layer, self._capture)]
+            kept = dict.fromkeys((classifier.target_layer, *self.layers, *self.biases))
+            hooks: list[tuple[str, Hook]] = [(path, partial(self._capture, path)) for path in kept]
             if classifier.attention_layer is not None:
                 hooks.append((classifier.attention_layer, self._attend))
             graph = create_graph or self._mode is not None
-            self._logits = self._forward(images, hooks, graph, self._mode)
-            if len(self._outputs) != 1:
-                raise ModelError(
-                    self._where,
-                    "a target layer that runs once in a forward pass",
-                    f"{len(self._outputs)} runs",
-                    "Choose another with --target-layer.",
-                )
-            self._leaf = self._outputs[0]
-            self.logits = _full(self._logits)
-            self.features = _full(classifier.grid(self._leaf))
+            self._logits = self.run(images, hooks, graph, self._mode, self.attention_mode)
+            self._leaf = self._only(classifier.target_layer)
+            self.logits = full(self._logits)
+            self.features = full(classifier.grid(self._leaf))
 
-    def _capture(self, module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    def _only(self, path: str) -> Tensor:
+        """What that layer gave, the one time it ran."""
+        outputs = self._outputs.get(path, [])
+        if len(outputs) != 1:
+            raise ModelError(
+                f"{self.classifier.arch}, layer {path}",
+                "a target layer that runs once in a forward pass",
+                f"{len(outputs)} runs",
+                "Choose another with --target-layer.",
+            )
+        return outputs[0]
+
+    def _capture(self, path: str, module: nn.Module, inputs: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             self.classifier.grid(output)  # raises, saying what it is
         if not (torch.is_grad_enabled() and output.requires_grad):
             torch.set_grad_enabled(True)
             output = output.detach().requires_grad_()
-        self._outputs.append(output)
+        self._outputs.setdefault(path, []).append(output)
         return cast(Tensor, output.clone())
 
     def _attend(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._attention.append(output)
 
-    def _forward(
-        self, images: Tensor, hooks: list[tuple[str, Hook]], graph: bool, relus: ReluMode | None
+    def run(
+        self, images: Tensor, hooks: list[tuple[str, Hook]], graph: bool, *modes: TorchFunctionMode | None
     ) -> Tensor:
         """Logits of a pass with these forward hooks, which are gone afterwards, as is evaluation mode."""
-        mode = _evaluation_mode(self.classifier) if self._eval_mode else nullcontext()
+        mode = evaluation_mode(self.classifier) if self._eval_mode else nullcontext()
         handles: list[RemovableHandle] = []
         try:
             for path, hook in hooks:
                 handles.append(self.classifier.network.get_submodule(path).register_forward_hook(hook))
-            with mode, self._autocast(), torch.set_grad_enabled(graph), relus or nullcontext():
+            with mode, self._autocast(), torch.set_grad_enabled(graph), ExitStack() as stack:
+                if self.create_graph or "hessian" in self.needs:
+                    # fused attention has no second derivative
+                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                for function_mode in filter(None, modes):
+                    stack.enter_context(function_mode)
                 # a copy: the network may begin with an in-place operation
                 return cast(Tensor, self.classifier(images.clone()))
         finally:
@@ -149,6 +171,32 @@ class Tape:
             return Tape(
                 self.classifier, images, needs=needs, create_graph=create_graph, eval_mode=self._eval_mode
             )
+
+    def hessian_product(self, cases: Tensor, scores: Tensor, create_graph: bool = False) -> Tensor:
+        """H·A of each case, (M, D, h, w): H the second derivative of its score by the features A.
+
+        Args:
+            cases: (M, 2) int64, rows of (row, label).
+            scores: (N, C) computed from `logits` (inside `recording()`).
+            create_graph: differentiable; the tape has to be made with `create_graph=True`.
+        """
+        self._key("features", cases, create_graph)
+        # tokens before the grid are no part of A
+        direction = self.classifier.ungrid(self.features, torch.zeros_like(self._leaf))
+        direction = direction if create_graph else direction.detach()
+        return self.classifier.grid(hessian_product(scores, self._leaf, direction, cases, create_graph))
+
+    def features_at(self, layer: str) -> Tensor:
+        """(N, D, h, w) at one of the further layers, or the target layer.
+
+        Raises:
+            ConfigError: for a layer the tape was not made with.
+            ModelError: where its output is no grid.
+        """
+        path = resolve_layer(self.classifier.network, layer)
+        if path not in (self.classifier.target_layer, *self.layers):
+            raise ConfigError("Tape", f"layers=[{layer!r}, ...] when it was made", list(self.layers))
+        return full(self.classifier.grid(self._only(path)))
 
     @property
     def relu_calls(self) -> int:
@@ -168,7 +216,7 @@ class Tape:
                 "none",
                 "Use gradcam.",
             )
-        return _full(self._attention[-1])
+        return full(self._attention[-1])
 
     @property
     def class_weights(self) -> Tensor:
@@ -180,7 +228,7 @@ class Tape:
             ModelError: where the head is anything else.
         """
         if self._head is None:
-            self._head = self._inspect_head()
+            self._head = inspect_head(self.classifier, self.features, self._logits)
         weights, form = self._head
         if form == "other":
             raise ModelError(
@@ -195,58 +243,88 @@ class Tape:
     def linear_head(self) -> bool:
         """Whether logits = W·mean(A) + b, as checked on this batch."""
         if self._head is None:
-            self._head = self._inspect_head()
+            self._head = inspect_head(self.classifier, self.features, self._logits)
         return self._head[1] == "linear"
 
-    def _inspect_head(self) -> tuple[Tensor, Literal["linear", "rectified", "other"]]:
-        layer = final_layer(self.classifier.network, self.logits.shape[1])[1]
-        weights = _full(layer.weight.flatten(1))
-        fits = weights.shape == (self.logits.shape[1], self.features.shape[1])
-        # torchvision's ViT starts with a head of zeros, which any features would seem to explain
-        if not fits or (self.classifier.layout == "tokens" and not weights.any()):
-            return weights, "other"
-        with torch.no_grad():
-            offset = 0.0 if layer.bias is None else _full(layer.bias)
-            tolerance = 0.05 if self._logits.dtype in (torch.bfloat16, torch.float16) else 1e-3
-            limit = tolerance * (self.logits - offset).abs().max() + 1e-6 * self.logits.abs().max()
-            pooled = self.features.mean((2, 3)) @ weights.T + offset
-            if bool((pooled - self.logits).abs().max() <= limit):
-                return weights, "linear"
-            cells = torch.einsum("cd,ndhw->nhwc", weights, self.features) + offset
-            if bool((cells.relu().mean((1, 2)) - self.logits).abs().max() <= limit):
-                return weights, "rectified"
-        return weights, "other"
-
-    def select(self, cases: Tensor) -> Tensor:
+    def select(self, cases: Tensor, features: Tensor | None = None) -> Tensor:
         """(M, D, h, w): the features of each case's image; not copied where it is the batch in order."""
+        features = self.features if features is None else features
         rows = cases[:, 0].tolist()
-        if rows == list(range(len(self.features))):
-            return self.features
-        return self.features[rows]
+        return features if rows == list(range(len(features))) else features[rows]
 
-    def gradient(self, cases: Tensor, create_graph: bool = False) -> Tensor:
+    def gradient(self, cases: Tensor, create_graph: bool = False, *, scores: Tensor | None = None) -> Tensor:
         """∂ logit of each case / ∂ features, (M, D, h, w). Asked for again, it is not computed again.
 
         Args:
             cases: (M, 2) int64, rows of (row, label).
             create_graph: differentiable; the tape has to be made with `create_graph=True`.
+            scores: (N, C) computed from `logits` (inside `recording()`), to differentiate in their place.
 
         Raises:
             ModelError: where the logits do not depend on the target layer, or only through a class token.
         """
         key = self._key("features", cases, create_graph)
+        if scores is not None:
+            return self._on_grid(self._differentiate(self._leaf, cases, create_graph, scores))
         if key not in self._gradients:
-            raw = self._differentiate(self._leaf, cases, create_graph)
-            gradient = self.classifier.grid(raw)
-            if self.classifier.prefix and len(cases) and not gradient.any() and raw.any():
-                raise ModelError(
-                    self._where,
-                    "a class score that depends on the patch tokens",
-                    "one that depends on the class token alone, so every map would be zero",
-                    "Choose the first LayerNorm of the last block (the default) as target layer.",
-                )
-            self._gradients[key] = gradient
+            self._gradients[key] = self._on_grid(self._differentiate(self._leaf, cases, create_graph))
         return self._gradients[key]
+
+    def _on_grid(self, raw: Tensor) -> Tensor:
+        gradient = self.classifier.grid(raw)
+        if self.classifier.prefix and len(gradient) and not gradient.any() and raw.any():
+            raise ModelError(
+                self._where,
+                "a class score that depends on the patch tokens",
+                "one that depends on the class token alone, so every map would be zero",
+                "Choose the first LayerNorm of the last block (the default) as target layer.",
+            )
+        return gradient
+
+    def gradients(self, cases: Tensor, layers: Sequence[str], create_graph: bool = False) -> list[Tensor]:
+        """∂ logit of each case / ∂ features at each of these layers, from the same backward passes.
+
+        Args:
+            cases: (M, 2) int64, rows of (row, label).
+            layers: paths the tape was made with.
+            create_graph: differentiable; the tape has to be made with `create_graph=True`.
+        """
+        self._key("features", cases, create_graph)
+        for layer in layers:
+            self.features_at(layer)
+        paths = [resolve_layer(self.classifier.network, layer) for layer in layers]
+        found = differentiate(self._logits, [self._only(p) for p in paths], cases, create_graph)
+        return [self._on_grid(self._reached(raw)) for raw in found]
+
+    def bias_gradients(
+        self, cases: Tensor, create_graph: bool = False
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """∂ logit / ∂ image, and for each run of a layer in `biases`, its bias and ∂ logit / ∂ its output.
+
+        Args:
+            cases: (M, 2) int64, rows of (row, label).
+            create_graph: differentiable; the tape has to be made with `create_graph=True`.
+
+        Returns:
+            (M, 3, H, W), and pairs of (D,) and (M, D, h, w); layers the logits do not depend on are left out.
+        """
+        self._key("biases", cases, create_graph)
+        runs = [
+            (bias, output) for path, bias in self.biases.items() for output in self._outputs.get(path, [])
+        ]
+        targets = [self.images, *(run for _, run in runs)]
+        image, *found = differentiate(self._logits, targets, cases, create_graph)
+        pairs = [(bias, raw) for (bias, _), raw in zip(runs, found, strict=True) if raw is not None]
+        return self._reached(image), pairs
+
+    def derivatives(
+        self, what: str, targets: Sequence[Tensor], cases: Tensor, create_graph: bool = False
+    ) -> list[Tensor | None]:
+        """∂ logit of each case / ∂ other tensors of the pass; under the same name not computed again."""
+        key = self._key(what, cases, create_graph)
+        if key not in self._derivatives:
+            self._derivatives[key] = differentiate(self._logits, targets, cases, create_graph)
+        return self._derivatives[key]
 
     def input_gradient(self, cases: Tensor, *, rule: Rule = "plain", create_graph: bool = False) -> Tensor:
         """∂ logit of each case / ∂ image, (M, 3, H, W), rectifiers following `rule` on the way back.
@@ -262,19 +340,26 @@ class Tape:
         """
         if self._mode is None:
             raise ConfigError("Tape", "needs={'input_gradient'} for input gradients", sorted(self.needs))
-        if rule != "plain" and (self._mode.others or not self._mode.calls):
-            found = ", ".join(f"{n} calls of {name}" for name, n in self._mode.others.items())
-            raise ModelError(
-                f"{self.classifier.arch}, {rule} rule",
-                "a network whose activations are ReLUs",
-                found or "no ReLU call that can be replaced",
-                "Use gradient or gradcam.",
-            )
+        if rule != "plain":
+            self.refuse_other_activations(f"{rule} rule")
         key = self._key(rule, cases, create_graph)
         if key not in self._gradients:
             with self._mode.switch.set(rule):
                 self._gradients[key] = self._differentiate(self.images, cases, create_graph)
         return self._gradients[key]
+
+    def refuse_other_activations(self, what: str) -> None:
+        """Raise where the network's activations are not rectifiers that a rule can switch."""
+        if self._mode is None:
+            raise ConfigError("Tape", "needs={'input_gradient'} for input gradients", sorted(self.needs))
+        if self._mode.others or not self._mode.calls:
+            found = ", ".join(f"{n} calls of {name}" for name, n in self._mode.others.items())
+            raise ModelError(
+                f"{self.classifier.arch}, {what}",
+                "a network whose activations are ReLUs",
+                found or "no ReLU call that can be replaced",
+                "Use gradient or gradcam.",
+            )
 
     def _key(self, what: str, cases: Tensor, create_graph: bool) -> tuple[object, ...]:
         """What names a gradient; refuses what cannot be computed."""
@@ -288,48 +373,20 @@ class Tape:
             raise ConfigError("cases", f"rows below {rows} and labels below {classes}", pairs)
         return what, create_graph, *pairs
 
-    def _differentiate(self, target: Tensor, cases: Tensor, create_graph: bool) -> Tensor:
-        """∂ logit / ∂ target for each case, half precision converted.
+    def _differentiate(
+        self, target: Tensor, cases: Tensor, create_graph: bool, scores: Tensor | None = None
+    ) -> Tensor:
+        scores = self._logits if scores is None else scores
+        return self._reached(differentiate(scores, [target], cases, create_graph)[0])
 
-        In evaluation mode images do not mix, so one backward pass serves one case of every image:
-        as many passes as the image with the most cases has.
-        """
-        logits = self._logits
-        seen: dict[int, int] = {}
-        passes: list[list[int]] = []
-        for index, row in enumerate(cases[:, 0].tolist()):
-            turn = seen[row] = seen.get(row, -1) + 1
-            if turn == len(passes):
-                passes.append([])
-            passes[turn].append(index)
-        # float16 gradients of a mean-pooled score are near 1e-5 and would underflow
-        scale = 1024.0 if torch.float16 in (logits.dtype, target.dtype) else 1.0
-        pieces = []
-        with torch.inference_mode(False):
-            for members in passes:
-                rows, labels = cases[members].to(logits.device).unbind(1)
-                seed = torch.zeros_like(logits, requires_grad=False)
-                seed[rows, labels] = scale
-                gradient = None
-                if logits.requires_grad:
-                    (gradient,) = torch.autograd.grad(
-                        logits, target, seed, retain_graph=True, create_graph=create_graph, allow_unused=True
-                    )
-                if gradient is None:
-                    raise ModelError(
-                        self._where,
-                        "logits that depend on the target layer and the image",
-                        "a forward pass that cuts the graph between them",
-                    )
-                gradient = _full(gradient) / scale if scale != 1 else _full(gradient)
-                whole = cases[members, 0].tolist() == list(range(len(logits)))
-                pieces.append(gradient if whole else gradient[rows])
-            if not pieces:
-                return _full(target).detach()[:0]
-            if len(pieces) == 1:
-                return pieces[0]
-            order = torch.tensor([index for members in passes for index in members]).argsort()
-            return torch.cat(pieces)[order.to(logits.device)]
+    def _reached(self, gradient: Tensor | None) -> Tensor:
+        if gradient is None:
+            raise ModelError(
+                self._where,
+                "logits that depend on the target layer and the image",
+                "a forward pass that cuts the graph between them",
+            )
+        return gradient
 
     def replay(self, features: Tensor, row: int | None = None) -> Tensor:
         """The logits that other features at the target layer would give, without a graph.
@@ -352,4 +409,4 @@ class Tape:
             return replaced.clone()
 
         with torch.inference_mode(False):
-            return _full(self._forward(images, [(self.classifier.target_layer, put)], False, None))
+            return full(self.run(images, [(self.classifier.target_layer, put)], False))
