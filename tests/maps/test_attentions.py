@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.maps.networks import CLASSES, SmallViT, batch, make
+from tests.maps.networks import CLASSES, batch, make
 from tests.maps.test_tape import same, state
 from tests.maps.twins import TWINS
 from wsod.errors import ConfigError, ModelError
@@ -147,9 +145,8 @@ def test_grids_that_are_no_square_and_register_tokens(reg_tokens):
     found = attention_maps(classifier, images, [[1, 3], [2]], [*NAMES, "gradcam", "eigencam"])
     for name, maps in found.maps.items():
         assert maps.shape == (3, 4, 6), name
-    # a network that knows nothing but the class token sends everything there
     assert all(found.maps[name].min() >= 0 for name in NAMES)
-    for (row, label), maps in zip(found.cases.tolist(), found.maps["rollout"], strict=True):
+    for row, maps in zip(found.cases[:, 0].tolist(), found.maps["rollout"], strict=True):
         product = torch.eye(25 + reg_tokens, dtype=torch.float64)
         for weights in watched(timm_vit(fused=False, reg_tokens=reg_tokens), images[row : row + 1]):
             product = (weights[0].mean(0) + torch.eye(len(product))) / 2 @ product
@@ -172,8 +169,15 @@ def test_pooled_patches_are_followed_from_their_mean():
     assert float(maps.sum()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("size", [32, 96])
-@pytest.mark.parametrize("name", ["vit_b_32", "timm:vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("timm:vit_tiny_patch16_224", 48),
+        ("timm:vit_tiny_patch16_224", 96),
+        pytest.param("vit_b_32", 96, marks=pytest.mark.slow),
+        pytest.param("vit_b_16", 64, marks=pytest.mark.slow),
+    ],
+)
 def test_token_cams_at_other_sizes(name, size):
     if name.startswith("timm"):
         pytest.importorskip("timm", reason="timm is not installed")
@@ -184,13 +188,14 @@ def test_token_cams_at_other_sizes(name, size):
     images = batch(1, (size, size))
     methods = ["gradcam", "hirescam", "layercam", "xgradcam", "elementgradcam", "eigencam"]
     found = attention_maps(classifier, images, [2], [*methods, *NAMES])
-    cells = size // (32 if name == "vit_b_32" else 16)
+    cells = size // (32 if "32" in name else 16)
     for method, maps in found.maps.items():
         assert maps.shape == (1, cells, cells)
         assert torch.isfinite(maps).all()
-        if method in methods and not (cells == 1 and method == "eigencam"):
+        if method in methods:
             expected = TWINS[method](classifier, images[0], 2)
-            np.testing.assert_allclose(maps[0].numpy(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(maps[0].numpy(), expected, rtol=1e-6, atol=1e-9 * scale)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -259,7 +264,7 @@ def test_a_body_without_graph_until_the_first_attention():
     tape = Tape(make("vit"), batch(2), needs={"attention_gradients"})
     assert attentions(tape)[0].is_leaf
     plain = Tape(make("vit"), batch(2), needs={"attentions"})
-    assert not any(weights.requires_grad for weights in attentions(plain))
+    assert not attentions(plain)[0].requires_grad
     with pytest.raises(ConfigError, match="attention_gradients"):
         attention_gradients(plain, CASES)
     with pytest.raises(ConfigError, match="attentions"):
@@ -308,7 +313,3 @@ def test_heads_fused_in_other_ways():
     assert not torch.allclose(maps["mean"], maps["min"])
     with pytest.raises(ConfigError, match="heads"):
         METHODS["rollout"](tape, CASES[:1], heads="median")
-
-
-def test_the_small_transformer_is_torchvisions():
-    assert math.prod(SmallViT().encoder.pos_embedding.shape) == 17 * 8

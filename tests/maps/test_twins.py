@@ -44,7 +44,7 @@ def test_batch_equals_slow_twin(kind, name):
     classifier = make(kind)
     images = batch(3, (16, 24) if kind == "nhwc" else (16, 16))
     if name in REFUSED[kind]:
-        with pytest.raises(ModelError, match="Use (grad|transmm)"):
+        with pytest.raises(ModelError, match=r"Use (grad|transmm)"):
             attention_maps(classifier, images, LABELS, [name])
         return
     found = attention_maps(classifier, images, LABELS, [name])

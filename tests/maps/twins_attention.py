@@ -1,4 +1,4 @@
-"""Attention followed through a torchvision vision transformer, written out: one image, one class, T×T products."""
+"""Attention through a torchvision vision transformer, written out: one image, one class, T×T products."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What each transformer block attends to, taken from a forward pass of an untouched network.
 
-A `TorchFunctionMode` computes self-attention in the open: fused attention (`scaled_dot_product_attention`) and
-`nn.MultiheadAttention` are written out as softmax(QKᵀ/√d)·V, attention that a network writes out itself is
-recognised by its softmax. No module is replaced, nothing global is patched.
+A `TorchFunctionMode` computes self-attention in the open: fused attention (`scaled_dot_product_attention`)
+and `nn.MultiheadAttention` are written out as softmax(QKᵀ/√d)·V, attention that a network writes out itself
+is recognised by its softmax. No module is replaced, nothing global is patched.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsod.errors import ModelError
 from wsod.maps.attentions import AttentionMode, attentions
 from wsod.maps.derivatives import differentiate, full
-from wsod.maps.tape import Tape
+from wsod.maps.tape import Hook, Tape
 from wsod.models import Classifier
 
 __all__ = ["legrad"]
@@ -40,9 +40,9 @@ def legrad(tape: Tape, cases: Tensor, *, create_graph: bool = False) -> Tensor:
             the modules of one `nn.Sequential` or `nn.ModuleList`, each with one attention.
     """
     classifier = tape.classifier
-    blocks = _blocks(classifier)
-    if len(attentions(tape)) != len(blocks):
-        raise _no_blocks(classifier, f"{len(blocks)} blocks with {len(attentions(tape))} attentions")
+    count, blocks = len(attentions(tape)), _blocks(classifier)
+    if count != len(blocks):
+        raise _no_blocks(classifier, f"{len(blocks)} blocks with {count} attentions")
     outputs: list[Tensor] = []
 
     def cut(last: bool, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def legrad(tape: Tape, cases: Tensor, *, create_graph: bool = False) -> Tensor:
         return torch.cat(outputs) if last else output.detach()
 
     mode = AttentionMode(gradients=True)
-    hooks = [(path, partial(cut, path == blocks[-1])) for path in blocks]
+    hooks: list[tuple[str, Hook]] = [(path, partial(cut, path == blocks[-1])) for path in blocks]
     with torch.inference_mode(False):
         logits = tape.run(tape.images.detach(), hooks, False, mode)
         scores = full(logits).reshape(len(blocks), *tape.logits.shape).sum(0)
@@ -74,5 +74,8 @@ def _blocks(classifier: Classifier) -> list[str]:
 
 def _no_blocks(classifier: Classifier, got: str) -> ModelError:
     return ModelError(
-        classifier.arch, "blocks in one nn.Sequential or nn.ModuleList, an attention each", got, "Use transmm."
+        classifier.arch,
+        "blocks in one nn.Sequential or nn.ModuleList, an attention each",
+        got,
+        "Use transmm.",
     )

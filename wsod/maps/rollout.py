@@ -1,8 +1,8 @@
 """Vision transformers: attention followed from the last block back to the patches.
 
 A_l (heads, T, T) are the attention weights of block l = 1 … L, rows attending to columns, and ∂A_l is the
-derivative of the case's logit by them. Tokens mix from block to block by matrix products; only the row of what
-the head reads is followed, a vector of T values, so a block costs T² and not T³.
+derivative of the case's logit by them. Tokens mix from block to block by matrix products; only the row of
+what the head reads is followed, a vector of T values, so a block costs T² and not T³.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wsod.errors import ConfigError
 from wsod.maps.attentions import attention_gradients, attentions
+from wsod.maps.derivatives import full
 from wsod.maps.tape import Tape
 
 __all__ = ["gradientrollout", "rollout", "transmm"]
@@ -65,7 +66,7 @@ def _contributions(tape: Tape, cases: Tensor, create_graph: bool) -> list[Tensor
     rows = cases[:, 0].to(tape.logits.device)
     gradients = attention_gradients(tape, cases, create_graph)
     pairs = zip(gradients, attentions(tape), strict=True)
-    return [(gradient * attention[rows]).relu().mean(1) for gradient, attention in pairs][::-1]
+    return [(gradient * full(attention)[rows]).relu().mean(1) for gradient, attention in pairs][::-1]
 
 
 def rollout(tape: Tape, cases: Tensor, *, create_graph: bool = False, heads: Heads = "mean") -> Tensor:
@@ -87,7 +88,7 @@ def rollout(tape: Tape, cases: Tensor, *, create_graph: bool = False, heads: Hea
     Raises:
         ModelError: where the network has no attention between the tokens of its grid.
     """
-    blocks = [_fuse(attention, heads) for attention in attentions(tape)[::-1]]
+    blocks = [full(_fuse(attention, heads)) for attention in attentions(tape)[::-1]]
     return _follow(tape, blocks, blocks[0])[cases[:, 0].to(tape.logits.device)]
 
 

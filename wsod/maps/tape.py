@@ -28,7 +28,7 @@ from wsod.maps.guided import ReluMode, Rule
 from wsod.maps.head import Form, inspect_head
 from wsod.models.classifier import Classifier, resolve_layer
 
-__all__ = ["Tape", "evaluation_mode"]
+__all__ = ["Hook", "Tape", "evaluation_mode"]
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 

@@ -129,14 +129,13 @@ class Classifier(nn.Module):
                 return features.permute(0, 3, 1, 2)
             return features
         if features.ndim == 3:
-            tokens = features.shape[1] - self.prefix
-            side = math.isqrt(max(tokens, 0))
-            if self.layout == "tokens" and side and side * side == tokens:
+            shape = self._token_grid(features.shape[1] - self.prefix)
+            if self.layout == "tokens" and shape:
                 grid = features[:, self.prefix :].transpose(1, 2)
-                return grid.reshape(len(features), features.shape[2], side, side)
+                return grid.reshape(len(features), features.shape[2], *shape)
         raise ModelError(
             where,
-            "feature maps (N, D, h, w) or tokens on a square grid",
+            "feature maps (N, D, h, w) or tokens on the network's or a square grid",
             _describe(features),
             "Choose a target layer before the pooling.",
         )
@@ -153,6 +152,15 @@ class Classifier(nn.Module):
         if self.layout == "NHWC" and not self._gives_nchw():
             grid = grid.permute(0, 2, 3, 1)
         return grid.to(like.dtype)
+
+    def _token_grid(self, tokens: int) -> tuple[int, int] | None:
+        """(h, w) of that many patches: what the network says (timm's do), or a square."""
+        embedding = getattr(self.network, "patch_embed", None)
+        shape = getattr(embedding, "grid_size", None)
+        if isinstance(shape, tuple | list) and len(shape) == 2 and shape[0] * shape[1] == tokens:
+            return shape[0], shape[1]
+        side = math.isqrt(max(tokens, 0))
+        return (side, side) if side and side * side == tokens else None
 
     def _gives_nchw(self) -> bool:
         module = self.network.get_submodule(self.target_layer)
