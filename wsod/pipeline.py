@@ -17,6 +17,7 @@ from wsod.types import AttentionMaps, Sample
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from wsod.maps import MapMethod
     from wsod.models import Classifier
@@ -43,6 +44,7 @@ class _Loaded:
     sample: Sample
     tensor: torch.Tensor
     region: tuple[float, float, float, float] | None
+    image: Image.Image | None = None
 
 
 def class_columns(model_classes: Sequence[str], data_classes: Sequence[str]) -> np.ndarray[Any, Any]:
@@ -101,18 +103,21 @@ def iterate_maps(
     """Every image's maps by every method, in the order of `indices`; a Fault for an image that fails.
 
     One forward pass of a batch serves all methods and all labels of its images. Without methods that need
-    a classifier no image is decoded. Controls are made at the evaluation frame: `frame` pixels square, or
-    the image's size where it is 0.
+    a classifier or the image none is decoded. Controls are made at the evaluation frame: `frame` pixels
+    square, or the image's size where it is 0.
     """
-    tape_methods = {name: method for name, method in methods.items() if "nothing" not in method.needs}
+    tape_methods = {name: method for name, method in methods.items() if not method.is_control}
+    shown = any("image" in method.needs for method in methods.values())
     if not tape_methods:
         for index in indices:
             try:
                 sample = dataset[index]
+                image = dataset.image(index) if shown else None
+                found = _controls(methods, sample, np.array(sample.classes, np.int64), frame, image)
             except WsodError as error:
                 yield Fault(dataset.ids[index], error)
             else:
-                yield sample, _controls(methods, sample, np.array(sample.classes, np.int64), frame)
+                yield sample, found
         return
     if classifier is None:
         raise ConfigError(
@@ -127,10 +132,11 @@ def iterate_maps(
     def load(index: int) -> _Loaded | Fault:
         try:
             sample = dataset[index]
-            tensor, region = preprocess(dataset.image(index))
+            image = dataset.image(index)
+            tensor, region = preprocess(image)
         except WsodError as error:
             return Fault(dataset.ids[index], error)
-        return _Loaded(sample, tensor, region)
+        return _Loaded(sample, tensor, region, image if shown else None)
 
     loaded = _ahead(load, indices, threads, depth=2 * batch_size)
     for group in _batches(loaded, batch_size):
@@ -193,7 +199,7 @@ def _batch_maps(
         stop = start + len(some)
         ranking = backward[np.argsort(-row, kind="stable")[:RANKING_DEPTH]]
         try:
-            maps = _controls(methods, item.sample, some, frame)
+            maps = _controls(methods, item.sample, some, frame, item.image)
             for name, stack in stacks.items():
                 maps[name] = AttentionMaps(
                     item.sample.image_id, item.sample.size, some, stack[start:stop], ranking, item.region
@@ -212,13 +218,19 @@ def _labels(rule: LabelRule, sample: Sample, scores: np.ndarray[Any, Any]) -> np
 
 
 def _controls(
-    methods: Mapping[str, MapMethod], sample: Sample, labels: np.ndarray[Any, Any], frame: int
+    methods: Mapping[str, MapMethod],
+    sample: Sample,
+    labels: np.ndarray[Any, Any],
+    frame: int,
+    image: Image.Image | None,
 ) -> dict[str, AttentionMaps]:
-    """Maps that need neither classifier nor pixels: one a size, the same for every label."""
+    """Maps that need no classifier: one an image, the same for every label."""
     maps = {}
+    pixels = None if image is None else np.asarray(image, np.float64) / 255
     for name, method in methods.items():
-        if "nothing" in method.needs and len(labels):
-            one = method.control((frame, frame) if frame else sample.size)
+        if method.is_control and len(labels):
+            size = (frame, frame) if frame else sample.size
+            one = method.control(size, image_id=sample.image_id, image=pixels)
             values = np.broadcast_to(one, (len(labels), *one.shape))
             point = method.point(sample.size) if method.point is not None else None
             maps[name] = AttentionMaps(sample.image_id, sample.size, labels, values, point=point)

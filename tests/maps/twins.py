@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -317,6 +320,40 @@ def center(classifier: Classifier, image: Tensor, label: int) -> Array:
     return (out - out.min()) / (out.max() - out.min())
 
 
+def uniform(classifier: Classifier, image: Tensor, label: int) -> Array:
+    return np.full(image.shape[1:], 1.0)
+
+
+def random(classifier: Classifier, image: Tensor, label: int) -> Array:
+    """Seeded by the pixels, row by row and colour by colour within a pixel."""
+    pixels = [
+        float(image[c, y, x]) for y in range(image.shape[1]) for x in range(image.shape[2]) for c in range(3)
+    ]
+    name = hashlib.sha256(struct.pack(f"<{len(pixels)}d", *pixels)).hexdigest()
+    seed = hashlib.sha256(b"0 " + name.encode()).digest()
+    return np.random.default_rng(list(seed)).random(14 * 14).reshape(14, 14)
+
+
+def sobel(classifier: Classifier, image: Tensor, label: int) -> Array:
+    red, green, blue = (
+        image[c].numpy() * classifier.preprocess.std[c] + classifier.preprocess.mean[c] for c in range(3)
+    )
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+    height, width = grey.shape
+    kernel = [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]
+    out = np.zeros(grey.shape)
+    for y in range(height):
+        for x in range(width):
+            along = down = 0.0
+            for i in (-1, 0, 1):
+                for j in (-1, 0, 1):
+                    value = grey[min(max(y + i, 0), height - 1), min(max(x + j, 0), width - 1)]
+                    along += kernel[i + 1][j + 1] * value
+                    down += kernel[j + 1][i + 1] * value
+            out[y, x] = (along**2 + down**2) ** 0.5
+    return out
+
+
 TWINS = {
     **ATTENTION_TWINS,
     "ablationcam": ablationcam,
@@ -338,6 +375,9 @@ TWINS = {
     "integratedgradients": integratedgradients,
     "layercam": layercam,
     "shapleycam": shapleycam,
+    "random": random,
     "smoothgrad": smoothgrad,
+    "sobel": sobel,
+    "uniform": uniform,
     "xgradcam": xgradcam,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,13 +29,14 @@ Need = Literal[
     "forwards",
     "gradient",
     "hessian",
+    "image",
     "input_gradient",
     "nothing",
 ]
 
 
 # arguments that every function has, or that say what it is called for
-_SHARED = frozenset({"create_graph"})
+_SHARED = frozenset({"create_graph", "image_id"})
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,16 @@ class MapMethod:
     """An attention map method: raw maps from a tape, never resized, normalised or thresholded.
 
     Args:
-        function: `(tape, cases, *, create_graph, **options) → (M, h, w)`; for a control that needs
-            nothing, `(size) → (h, w)` numpy.
+        function: `(tape, cases, *, create_graph, **options) → (M, h, w)`; for controls numpy: of one that
+            needs nothing `(size, *, image_id, **options) → (h, w)`, of one that needs the image
+            `(image (H, W, 3), **options) → (H, W)`.
         summary: one line: the equation or the idea.
         citation: where it was published.
         needs: what the tape has to give: `class_weights` (a head that is linear on pooled features),
             `gradient` and `hessian` (at the target layer), `input_gradient` (the whole graph), `biases` (the
             outputs of all layers that have one), `forwards` (further forward passes), `attentions` and
-            `attention_gradients` (a transformer's attention weights), `nothing` (neither classifier nor
-            image).
+            `attention_gradients` (a transformer's attention weights), `image` (its pixels, no classifier),
+            `nothing` (neither classifier nor image).
         class_specific: whether the map depends on the class.
         differentiable: whether `create_graph=True` gives maps that can be trained through.
         values: `raw` scores of any sign, or `probability`.
@@ -103,10 +106,8 @@ class MapMethod:
             (M, h, w), float32 or float64, at the method's native resolution; in the graph where the tape was
             made with `create_graph=True`.
         """
-        if "nothing" in self.needs:
-            height, width = tape.images.shape[-2:]
-            one = torch.from_numpy(self.control((height, width), **options))
-            return one.to(tape.images.device, tape.logits.dtype).expand(len(cases), *one.shape)
+        if self.is_control:
+            return self._controls(tape, cases, options)
         # sums over channels and cells lose too much in half precision; a graph is kept for training alone
         full = torch.autocast(tape.images.device.type, enabled=False)
         with full, torch.set_grad_enabled(tape.create_graph and torch.is_grad_enabled()):
@@ -114,19 +115,55 @@ class MapMethod:
             maps: Tensor = self.function(tape, cases, create_graph=create_graph, **options)
         return maps
 
-    def control(self, size: tuple[int, int], **options: Any) -> NDArray[np.float64]:
-        """(h, w) float64 map of a control that needs neither classifier nor image.
+    @property
+    def is_control(self) -> bool:
+        """Whether it is made without a classifier, by `control`."""
+        return not self.needs.isdisjoint({"nothing", "image"})
+
+    def _controls(self, tape: Tape, cases: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """A control of each case's image: named by its pixels, shown as it was before it was normalised."""
+        preprocess = tape.classifier.preprocess
+        mean, std = np.array(preprocess.mean), np.array(preprocess.std)
+        height, width = tape.images.shape[-2:]
+        found = {}
+        for row in sorted(set(cases[:, 0].tolist())):
+            pixels = tape.images[row].detach().permute(1, 2, 0).double().cpu().numpy()
+            name = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+            one = self.control((height, width), image_id=name, image=pixels * std + mean, **options)
+            found[row] = torch.from_numpy(one).to(tape.images.device, tape.logits.dtype)
+        if not found:
+            return tape.logits.new_zeros(0, height, width)
+        return torch.stack([found[row] for row in cases[:, 0].tolist()])
+
+    def control(
+        self,
+        size: tuple[int, int],
+        *,
+        image_id: str = "",
+        image: NDArray[np.float64] | None = None,
+        **options: Any,
+    ) -> NDArray[np.float64]:
+        """(h, w) float64 map of a control, which needs no classifier.
 
         Args:
             size: (height, width) to make it at: the evaluation frame.
+            image_id: the image it is for; random ones depend on it.
+            image: (H, W, 3), red, green, blue in [0, 1], for a control that needs the image.
             options: the method's own.
 
         Raises:
             MapError: for a method that is no such control.
         """
-        if "nothing" not in self.needs:
+        options = {**self.options, **options}
+        values: NDArray[np.float64]
+        if "image" in self.needs:
+            if image is None:
+                raise MapError(self.summary, "the image's pixels for this control", "none")
+            values = self.function(image, **options)
+        elif "nothing" in self.needs:
+            values = self.function(size, image_id=image_id, **options)
+        else:
             raise MapError(self.summary, "a control, to be made without a classifier", "a map method")
-        values: NDArray[np.float64] = self.function(size, **{**self.options, **options})
         return values
 
 

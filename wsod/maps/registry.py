@@ -6,7 +6,7 @@ from wsod.config import parse_settings
 from wsod.maps.ablation import ablationcam
 from wsod.maps.backprop import deconvnet, gradient, guidedbackprop, guidedgradcam, inputxgradient
 from wsod.maps.cam import cam
-from wsod.maps.controls import center, center_point
+from wsod.maps.controls import center, center_point, random, sobel, uniform
 from wsod.maps.eigencam import eigencam, eigengradcam
 from wsod.maps.elementwise import elementgradcam, hirescam, layercam
 from wsod.maps.finercam import finercam
@@ -138,6 +138,30 @@ METHODS: Registry[MapMethod] = _Methods(
             class_specific=False,
             differentiable=False,
             point=center_point,
+        ),
+        "uniform": MapMethod(
+            uniform,
+            "control: one everywhere, which claims nothing",
+            "Hedström et al. 2023",
+            frozenset({"nothing"}),
+            class_specific=False,
+            differentiable=False,
+        ),
+        "random": MapMethod(
+            random,
+            "control: noise on a grid, the image's own draw",
+            "Hedström et al. 2023",
+            frozenset({"nothing"}),
+            class_specific=False,
+            differentiable=False,
+        ),
+        "sobel": MapMethod(
+            sobel,
+            "control: edges of the luminance",
+            "Hedström et al. 2023",
+            frozenset({"image"}),
+            class_specific=False,
+            differentiable=False,
         ),
     },
 )
