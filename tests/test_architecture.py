@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "results": {"errors", "types", "config"},
     "thresholds": {"errors", "config", "metrics", "protocols", "results"},
     "board": {"types", "metrics", "results", "stats", "strata", "thresholds"},
+    "probe": {"errors", "types", "data", "metrics", "models", "pipeline"},
     "pipeline": {"errors", "types", "data", "models", "maps"},
 }
 EVERYTHING = {*ALLOWED, "evaluation"}

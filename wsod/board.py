@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wsod.metrics import Metric
+from wsod.metrics.base import Scene
+from wsod.metrics.faithfulness import FaithfulnessMetric
+from wsod.metrics.probe import Probe
 from wsod.metrics.swept import SweptMetric
 from wsod.results import Case, Row, score_fields
 from wsod.stats import bootstrap_interval
@@ -23,10 +26,15 @@ class Board:
         name: of the row: a map method or a folder.
         metrics: by name, ready to count.
         source: a run whose thresholds are taken; None = they are chosen here.
+        probe: the classifier, for the metrics that ask it.
     """
 
     def __init__(
-        self, name: str, metrics: Mapping[str, Metric], source: ThresholdSource | None = None
+        self,
+        name: str,
+        metrics: Mapping[str, Metric],
+        source: ThresholdSource | None = None,
+        probe: Probe | None = None,
     ) -> None:
         self.name, self.metrics = name, metrics
         self._source = source
@@ -34,8 +42,16 @@ class Board:
         self._evidence: dict[str, dict[tuple[str, int], Any]] = {name: {} for name in metrics}
         self._facts: dict[tuple[str, int], CaseFacts] = {}
         self._scores: dict[str, Score] = {}
+        for metric in metrics.values():
+            if isinstance(metric, FaithfulnessMetric) and probe is not None:
+                metric.attach(probe)
         self._lacking: set[str] = set()
         self._counted: set[str] = set()
+
+    def prepare(self, batch: Sequence[Scene]) -> None:
+        """Let every metric see a batch of images before they are counted."""
+        for metric in self.metrics.values():
+            metric.prepare(batch)
 
     def update(self, maps: AttentionMaps, sample: Sample) -> None:
         """Count one image; a metric that lacks what it needs leaves it out."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,9 @@ from wsod.config import bind, plain
 from wsod.data import open_dataset
 from wsod.data.dataset import Dataset
 from wsod.errors import ConfigError, DataError, WsodError
+from wsod.metrics.base import Scene
 from wsod.pipeline import Fault, LabelRule, iterate_maps
+from wsod.probe import ClassifierProbe
 from wsod.protocols import load_protocol
 from wsod.results import Result, provenance
 from wsod.store import MapStore, expand_map_folders
@@ -91,6 +94,7 @@ class _Run:
     methods: dict[str, MapMethod] = field(default_factory=dict)
     stores: dict[str, MapStore] = field(default_factory=dict)
     classifier: Classifier | None = None
+    probe: ClassifierProbe | None = None
     device: str = "cpu"
 
     def supervision(self, name: str) -> tuple[str, ...]:
@@ -98,7 +102,7 @@ class _Run:
             return self.stores[name].supervision
         method = self.methods[name]
         used = method.supervision
-        if self.classifier is not None and "nothing" not in method.needs:
+        if self.classifier is not None and not method.is_control:
             used = (*used, *self.classifier.supervision)
         return tuple(dict.fromkeys(used))
 
@@ -109,7 +113,8 @@ def _request(maps: Maps, options: Mapping[str, Any]) -> Request:
     return bind(Request, {**given, "maps": [str(name) for name in names]}, "evaluate")
 
 
-def _open(request: Request) -> _Run:
+def _open(request: Request, needs: Set[str] = frozenset()) -> _Run:
+    """Everything the request names, and what the metrics need."""
     dataset = open_dataset(request.data, request.split)
     count = min(request.limit or len(dataset), len(dataset))
     if not count:
@@ -118,9 +123,8 @@ def _open(request: Request) -> _Run:
     for name in request.maps:
         folders = expand_map_folders(name)
         for folder in folders:
-            run.stores[str(folder) if len(folders) == 1 else folder.name] = MapStore(
-                folder, len(dataset.classes)
-            )
+            short = len(folders) > 1 and folder.name not in run.stores
+            run.stores[folder.name if short else str(folder)] = MapStore(folder, len(dataset.classes))
         if not folders:
             from wsod.maps import METHODS
 
@@ -129,10 +133,15 @@ def _open(request: Request) -> _Run:
         raise ConfigError("--maps", "a method's name or a folder of maps", "none", "See `wsod list maps`.")
     if request.labels == "stored" and run.methods:
         raise ConfigError("--labels stored", "folders of maps only", ", ".join(run.methods))
-    if any("nothing" not in method.needs for method in run.methods.values()):
+    if "rows" in needs and len(run.methods) + len(run.stores) < 2:
+        raise ConfigError("--metrics map_stability", "two rows of maps or more", "one", "Repeat --maps.")
+    asking = [f"--maps {name}" for name, method in run.methods.items() if not method.is_control]
+    if "classifier" in needs:
+        asking.append("metrics that ask the classifier")
+    if asking:
         if request.checkpoint is None:
             raise ConfigError(
-                "--maps " + ", ".join(run.methods),
+                ", ".join(asking),
                 "a classifier",
                 "no --checkpoint",
                 "Pass --checkpoint ft.pt, or a state dict with --arch NAME.",
@@ -148,6 +157,10 @@ def _open(request: Request) -> _Run:
             size=request.size,
             device=run.device,
         )
+        if "classifier" in needs:
+            run.probe = ClassifierProbe(
+                run.classifier, run.dataset, device=run.device, batch_size=request.batch_size
+            )
     return run
 
 
@@ -177,6 +190,8 @@ def _items(
             try:
                 for name, store in run.stores.items():
                     maps[name] = _chosen(store.read(sample), sample, request.labels)
+                if run.probe is not None:
+                    run.probe.load(sample, maps.values())
             except WsodError as error:
                 result = Fault(sample.image_id, error)
         if isinstance(result, Fault) and request.on_error == "fail":
@@ -279,13 +294,14 @@ def evaluate(
     request = _request(maps, options)
     out = None if out is None else Path(out)
     protocol = load_protocol(request.config)
-    run = _open(request)
+    needs = {need for metric in protocol.build(1, request.metrics).values() for need in metric.needs}
+    run = _open(request, needs)
     if (request.save_maps or request.save_overlays) and out is None:
         raise ConfigError("--save-maps, --save-overlays", "a folder to write to", "no --out")
     source = None if request.threshold_from is None else ThresholdSource(request.threshold_from)
     count = len(run.dataset.classes)
     boards = {
-        name: Board(name, protocol.build(count, request.metrics), source)
+        name: Board(name, protocol.build(count, request.metrics), source, run.probe)
         for name in (*run.methods, *run.stores)
     }
     stores = {}
@@ -293,7 +309,8 @@ def evaluate(
         stores = {name: MapStore(out / "maps" / name, len(run.dataset.classes)) for name in run.methods}
     kept: list[Item] = []
     skipped: list[dict[str, str]] = []
-    for item in _items(run, run.indices, progress, protocol.maps.frame):
+    items = _items(run, run.indices, progress, protocol.maps.frame)
+    for item in _prepared(items, boards, run):
         if isinstance(item, Fault):
             skipped.append({"image": item.image, "error": str(item.error)})
             continue
@@ -341,6 +358,26 @@ def evaluate(
             )
         result.save(out)
     return result
+
+
+def _prepared(
+    items: Iterator[Item | Fault], boards: Mapping[str, Board], run: _Run
+) -> Iterator[Item | Fault]:
+    """The same items, after the metrics have seen them batch by batch."""
+    size = 1 if run.probe is None else run.request.batch_size
+    while batch := list(islice(items, size)):
+        images = [item for item in batch if not isinstance(item, Fault)]
+        for name, board in boards.items():
+            board.prepare(
+                [
+                    Scene(found[name], sample, [maps for other, maps in found.items() if other != name])
+                    for sample, found in images
+                    if name in found
+                ]
+            )
+        yield from batch
+        if run.probe is not None:
+            run.probe.clear()
 
 
 def _pixels(dataset: Dataset, sample: Sample) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import skimage.measure
 
 from tests.metrics.reference import PairOfMasks
+from tests.metrics.test_faithfulness import FAITHFULNESS_TWINS
 from wsod.metrics import METRICS
 from wsod.types import AttentionMaps, Sample
 
@@ -331,7 +332,7 @@ TWINS: dict[str, tuple[Callable[[], float], dict[str, Any]]] = {
 
 def test_every_metric_has_a_twin() -> None:
     # COCO's AP is computed by pycocotools itself
-    assert set(TWINS) | {"box_ap"} == set(METRICS)
+    assert set(TWINS) | set(FAITHFULNESS_TWINS) | {"box_ap"} == set(METRICS)
 
 
 @pytest.mark.parametrize("name", TWINS)

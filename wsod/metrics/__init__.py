@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from wsod.metrics.attribution_localization import AttributionLocalization
 from wsod.metrics.auc import AUC
+from wsod.metrics.average_drop import AverageDrop, IncreaseInConfidence
 from wsod.metrics.base import Metric
 from wsod.metrics.box_ap import BoxAP
 from wsod.metrics.corloc import CorLoc, CorLocImage
 from wsod.metrics.energy_pointing_game import EnergyPointingGame
 from wsod.metrics.gt_known_loc import GTKnownLoc
+from wsod.metrics.insertion import Deletion, Insertion
+from wsod.metrics.map_stability import MapStability
 from wsod.metrics.mask_iou import MaskIoU
 from wsod.metrics.max_box_acc import MaxBoxAcc
 from wsod.metrics.max_box_acc_v2 import MaxBoxAccV2
@@ -27,13 +30,18 @@ __all__ = [
     "AUC",
     "METRICS",
     "AttributionLocalization",
+    "AverageDrop",
     "BoxAP",
     "CorLoc",
     "CorLocImage",
+    "Deletion",
     "EnergyPointingGame",
     "GTKnownLoc",
+    "IncreaseInConfidence",
+    "Insertion",
     "MIoU",
     "MIoUATCON",
+    "MapStability",
     "MaskIoU",
     "MaxBoxAcc",
     "MaxBoxAccV2",
@@ -69,6 +77,11 @@ _METRICS: tuple[type[Metric], ...] = (
     RelevanceRank,
     TopKIntersection,
     AUC,
+    AverageDrop,
+    IncreaseInConfidence,
+    Insertion,
+    Deletion,
+    MapStability,
 )
 
 METRICS: Registry[type[Metric]] = Registry("metric", {metric.name: metric for metric in _METRICS})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,24 @@ from wsod.errors import ConfigError, DataError, MapError
 from wsod.scoremaps import MapProcessing
 from wsod.types import AttentionMaps, Sample, Score
 
-__all__ = ["CaseMean", "Evidence", "Metric", "accepted_thresholds"]
+__all__ = ["CaseMean", "Evidence", "Metric", "Scene", "accepted_thresholds"]
 
 Array = NDArray[Any]
 Evidence = float | Array
+
+
+class Scene(NamedTuple):
+    """One image as it comes to a metric.
+
+    Attributes:
+        maps: its maps in the row that is counted.
+        sample: its annotations.
+        others: its maps in the other rows.
+    """
+
+    maps: AttentionMaps
+    sample: Sample
+    others: Sequence[AttentionMaps] = ()
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -51,13 +65,19 @@ class Metric(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What it cannot do without: "boxes", "masks", "ranking"."""
+        """What it cannot do without: "boxes", "masks", "ranking", "classifier", "rows" (two or more)."""
         return frozenset({"boxes"})
 
     @property
     def supervision(self) -> tuple[str, ...]:
         """What of the evaluated split's truth this metric's options used beyond scoring."""
         return ()
+
+    def prepare(self, batch: Sequence[Scene]) -> None:  # noqa: B027
+        """See the images of a batch together before they are counted one by one.
+
+        What their cases can share is left in `AttentionMaps.cache`. Most metrics need none of it.
+        """
 
     def update(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
         """Count one image.

@@ -31,6 +31,11 @@ HEADINGS = {
     "pxap": "PxAP",
     "voc_ap": "VOC AP",
     "box_ap": "COCO AP",
+    "average_drop": "Avg. drop ↓",
+    "increase_in_confidence": "Increase",
+    "insertion": "Insertion",
+    "deletion": "Deletion ↓",
+    "map_stability": "Stability",
 }
 
 
