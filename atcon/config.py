@@ -39,7 +39,7 @@ class DataConfig:
         val: split to evaluate and select on; with the same name as `train`, `val_images` of its images are
             set apart.
         val_images: how many images to evaluate on; 0 = all of `val` (then it must be another split).
-        limit: the first n training images only; 0 = all.
+        limit: the first n images of each only; 0 = all.
         per_class: a small training set of at most this many images a class; 0 = no subset.
         balanced: with `per_class`: only images of exactly one class.
         subset: a saved index list (`subset.json` of another run) to train and evaluate on.
@@ -52,7 +52,8 @@ class DataConfig:
         flip: probability of a horizontal flip.
         crop: smallest area of a random resized crop, as a fraction; 0 = no crop.
         jitter: strength of random brightness, contrast and saturation changes.
-        workers: processes that load images; 0 = the training process itself.
+        workers: processes that load images; 0 = the training process itself; None = that on a CPU, up to
+            8 on a GPU.
     """
 
     spec: str = "shapes"
@@ -69,11 +70,12 @@ class DataConfig:
     flip: float = 0.5
     crop: float = 0.0
     jitter: float = 0.0
-    workers: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("val_images", "limit", "per_class", "workers"):
+        for name in ("val_images", "limit", "per_class"):
             _require(getattr(self, name) >= 0, f"data: {name}", "at least 0", getattr(self, name))
+        _require(self.workers is None or self.workers >= 0, "data: workers", "at least 0", self.workers)
         for name in ("flip", "crop", "jitter"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"data: {name}", "a fraction in [0, 1]", value)
@@ -147,7 +149,8 @@ class StageConfig:
         schedule: `constant`, or `cosine` to zero.
         warmup: steps over which the learning rate rises linearly.
         clip: largest gradient norm; 0 = not clipped.
-        batch_norm: `train` (batch statistics), or `frozen` (running statistics, affine still trained).
+        batch_norm: `train` (batch statistics); `frozen` (running statistics, affine still trained); `mixed`:
+            frozen for objectives that need independent images, `train` for the others.
         amp: `bf16` runs the network under autocast; `off`.
         channels_last: memory layout of network and images.
         evaluate_every: steps between evaluations; 0 = once an epoch.
@@ -166,7 +169,7 @@ class StageConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
     clip: float = 0.0
-    batch_norm: Literal["train", "frozen"] = "train"
+    batch_norm: Literal["train", "frozen", "mixed"] = "train"
     amp: Literal["off", "bf16"] = "off"
     channels_last: bool = False
     evaluate_every: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -158,9 +159,15 @@ def _loader(images: Images, order: Any, workers: int, pin: bool) -> DataLoader[A
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
+        worker_init_fn=_ignore_interrupt,
         # its own, or making the loader would draw from the global one
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process; the training process finishes its step first, and needs the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: list[tuple[Tensor, Tensor, int]]) -> Batch:

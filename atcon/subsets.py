@@ -97,13 +97,19 @@ class Subset:
     val: tuple[str, ...]
 
 
-def select(config: DataConfig, train: Dataset, val: Dataset) -> Subset:
+def select(config: DataConfig, train: Dataset, labels: Bool, val: Dataset, val_labels: Bool) -> Subset:
     """The images a run uses, by its configuration, the same each time.
+
+    Args:
+        config: the rules.
+        train: data set trained on.
+        labels: its label matrix.
+        val: data set evaluated on.
+        val_labels: its label matrix.
 
     Raises:
         ConfigError: where nothing is left to train or evaluate on.
     """
-    labels = label_matrix(train, config.difficult)
     keep = np.ones(len(train), np.bool_) if config.difficult == "parity" else labels.any(1)
     if train.task == "multiclass":
         keep &= labels.any(1)
@@ -112,7 +118,7 @@ def select(config: DataConfig, train: Dataset, val: Dataset) -> Subset:
         order = np.random.default_rng((config.subset_seed, 1)).permutation(pool)
         chosen, pool = np.sort(order[: config.val_images]), np.sort(order[config.val_images :])
     else:
-        chosen = np.flatnonzero(label_matrix(val, config.difficult).any(1))
+        chosen = np.flatnonzero(val_labels.any(1))
         chosen = chosen[: config.val_images or None]
     rows = pool
     if config.per_class:
@@ -144,7 +150,7 @@ def load_subset(path: Path, train: Dataset, val: Dataset) -> Subset:
     """
     try:
         table: Any = json.loads(path.read_text("utf-8"))
-        known = {name: str(table[name]) for name in ("spec", "train_split", "val_split")}
+        spec, train_split, val_split = (str(table[name]) for name in ("spec", "train_split", "val_split"))
         lists = {name: tuple(map(str, table[name])) for name in ("train", "unlabelled", "val")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(path, "an index list written by atcon finetune", error) from error
@@ -155,4 +161,4 @@ def load_subset(path: Path, train: Dataset, val: Dataset) -> Subset:
             raise ConfigError(f"{path}: {name}", f"images of {dataset.spec} {dataset.split}", got)
     if train.split == val.split and (both := {*lists["train"], *lists["unlabelled"]} & {*lists["val"]}):
         raise ConfigError(path, "no image both in train and val", f"{len(both)}, such as {min(both)!r}")
-    return Subset(**known, **lists)
+    return Subset(spec, train_split, val_split, **lists)

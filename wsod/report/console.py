@@ -21,7 +21,7 @@ from rich.progress import (
 
 from wsod.errors import WsodError
 
-__all__ = ["Group", "console", "fail", "progress_bar", "warn"]
+__all__ = ["Group", "console", "fail", "progress_bar", "stage_bars", "warn"]
 
 
 def console() -> Console:
@@ -79,3 +79,26 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(escape(description), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stage_bars() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A bar a stage on standard error; call the yielded function with (stage, done, total, note)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(escape(stage), total=total, note="")
+            progress.update(tasks[stage], completed=done, total=total, note=escape(note))
+
+        yield update

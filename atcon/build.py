@@ -1,0 +1,111 @@
+"""From configuration to classifier, objectives and optimiser, every misfit found before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from atcon.config import ModelConfig, StageConfig
+from atcon.objectives import OBJECTIVES, Objective
+from atcon.pools import Sources
+from wsod.config import bind
+from wsod.errors import CheckpointError, ConfigError
+from wsod.models import Classifier, build_classifier, load_classifier
+from wsod.models.checkpoint import is_checkpoint, load_file
+from wsod.models.heads.linear import final_layer
+
+__all__ = ["make_classifier", "make_objectives", "make_optimiser", "set_mode"]
+
+
+def make_classifier(config: ModelConfig, sources: Sources) -> Classifier:
+    """The classifier to train, for the classes of the data.
+
+    Raises:
+        WsodError: where weights and data or architecture do not fit.
+    """
+    classes, task = sources.train.classes, sources.train.task
+    target, size = config.target_layer or None, config.size or None
+    if config.weights not in ("none", "default"):
+        contents = load_file(Path(config.weights))
+        if is_checkpoint(contents):
+            known = tuple(contents["classes"])
+            if known == classes and config.arch in ("", contents["arch"]):
+                classifier = load_classifier(
+                    config.weights, arch=config.arch or None, target_layer=target, size=size
+                )
+                classifier.task = task
+                return classifier
+            if not config.arch:
+                raise CheckpointError(
+                    config.weights,
+                    f"the {len(classes)} classes of {sources.config.spec} ({', '.join(classes[:3])}, …)",
+                    f"{len(known)} ({', '.join(known[:3])}, …)",
+                    f"Pass --arch {contents['arch']} to train a new head on its trunk.",
+                )
+        elif not config.arch:
+            raise CheckpointError(
+                config.weights, "a checkpoint of atcon", "weights without an architecture", "Pass --arch too."
+            )
+    return build_classifier(
+        config.arch or "smallnet",
+        classes,
+        task=task,
+        head=config.head,
+        weights=config.weights,
+        target_layer=target,
+        size=size,
+    )
+
+
+def make_objectives(name: str, stage: StageConfig, classifier: nn.Module) -> dict[str, Objective]:
+    """A stage's objectives with their options.
+
+    Raises:
+        ConfigError: for an unknown objective or option, or one whose needs the stage does not meet.
+    """
+    objectives = {}
+    normalised = any(isinstance(module, _BatchNorm) for module in classifier.modules())
+    for key, term in stage.objectives.items():
+        objective = bind(OBJECTIVES[key], term.options, f"stage {name}, objective {key}")
+        for need in sorted(objective.requires):
+            if need == "second_order" and normalised and stage.batch_norm == "train":
+                raise ConfigError(
+                    f"stage {name}, objective {key}",
+                    "batch_norm = 'frozen' or 'mixed'",
+                    "'train'",
+                    "It differentiates image by image, and batch statistics mix the images.",
+                )
+            if need not in ("second_order", "labels"):
+                raise ConfigError(
+                    f"stage {name}, objective {key}", "data that has what it needs", f"no {need}"
+                )
+        objectives[key] = objective
+    return objectives
+
+
+def make_optimiser(stage: StageConfig, classifier: Classifier) -> torch.optim.Optimizer:
+    """Adam (with `weight_decay`, AdamW); trunk and head with their own learning rates, 0 = left out."""
+    head = list(final_layer(classifier.network)[1].parameters())
+    in_head = {id(parameter) for parameter in head}
+    trunk = [p for p in classifier.parameters() if id(p) not in in_head]
+    rates = (stage.lr, stage.lr if stage.head_lr is None else stage.head_lr)
+    groups = [
+        {"params": parameters, "lr": rate, "base": rate}
+        for parameters, rate in zip((trunk, head), rates, strict=True)
+        if rate and parameters
+    ]
+    return torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
+
+
+def set_mode(classifier: nn.Module, stage: StageConfig, needs: frozenset[str]) -> None:
+    """Training mode, batch norm as the stage wants it for an objective of these needs."""
+    frozen: Mapping[str, bool] = {"train": False, "frozen": True, "mixed": "second_order" in needs}
+    classifier.train()
+    if frozen[stage.batch_norm]:
+        for module in classifier.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()

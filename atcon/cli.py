@@ -1,0 +1,117 @@
+"""The command line: thin. Every command imports what it needs when it runs, so `--help` is instant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import wsod
+from wsod.report.console import Group, console, stage_bars
+
+if TYPE_CHECKING:
+    from atcon.train import Event
+
+__all__ = ["main"]
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(wsod.__version__, prog_name="atcon")
+def main() -> None:
+    """Training that makes the attention of image classifiers better."""
+
+
+@main.command()
+@click.option(
+    "--recipe", metavar="NAME|FILE.toml", help="What to run; see `atcon list`. [default: quickstart]"
+)
+@click.option("--data", metavar="SPEC", help="Data set, as for `wsod evaluate --data`.")
+@click.option("--arch", help="A torchvision name, timm:NAME, module:factory, or smallnet.")
+@click.option(
+    "--weights", metavar="none|default|FILE", help="Where training starts from: FILE may be an ft.pt."
+)
+@click.option("--head", help="Classification head; see `wsod list heads`.")
+@click.option("--objective", "objectives", multiple=True, metavar="NAME", help="Instead of the recipe's.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the recipe.")
+@click.option("--limit", type=click.IntRange(min=0), default=None, help="First N images of each split only.")
+@click.option("--out", type=FOLDER, help="Where the run is written. [default: runs/RECIPE]")
+@click.option(
+    "--resume", type=FOLDER, metavar="DIR", help="Go on with the run in DIR; takes no other option."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+def finetune(
+    out: Path | None, resume: Path | None, device: str, settings: tuple[str, ...], **said: Any
+) -> None:
+    """Train a classifier by a recipe; leaves DIR/ft.pt for `wsod evaluate --checkpoint`.
+
+    \b
+    atcon finetune
+    atcon finetune --recipe supervised --data voc2012:VOCdevkit --arch resnet50 --out runs/start
+    atcon finetune --recipe atcon --data voc2012:VOCdevkit --weights runs/start/ft.pt --out runs/atcon
+    atcon finetune --resume runs/atcon
+    """
+    from atcon import train
+    from atcon.config import load_config
+
+    with stage_bars() as bars:
+        if resume is not None:
+            given = [name for name, value in {**said, "out": out, "set": settings}.items() if value]
+            if given:
+                raise click.UsageError(f"--resume goes on with the run as it was; leave out --{given[0]}")
+            path = train.resume(resume, device=device, progress=_shown(bars))
+        else:
+            config = load_config(
+                said["recipe"], objectives=said["objectives"], settings=settings, overrides=_tables(said)
+            )
+            path = train.finetune(config, out, device=device, progress=_shown(bars))
+    console().print(
+        f"checkpoint: {path}\nevaluate:   wsod evaluate --maps gradcam --checkpoint {path}", markup=False
+    )
+
+
+def _tables(said: dict[str, Any]) -> dict[str, Any]:
+    """The options with names of their own, as recipe tables."""
+    model = {key: said[key] for key in ("arch", "weights", "head") if said[key] is not None}
+    data = {"spec": said["data"], "limit": said["limit"]}
+    return {"model": model, "data": {key: value for key, value in data.items() if value is not None}}
+
+
+def _shown(bars: Callable[[str, int, int, str], None]) -> Callable[[Event], None]:
+    scores = ""
+
+    def show(event: Event) -> None:
+        nonlocal scores
+        if event.kind in ("evaluation", "end"):
+            scores = "  ".join(f"{name} {100 * value:.1f} %" for name, value in event.values.items())
+        loss = f"loss {event.values['loss']:.3f}  " if event.kind == "step" else ""
+        bars(event.stage, event.step, event.steps, loss + (f"val: {scores}" if scores else ""))
+
+    return show
+
+
+@main.command("list")
+def list_command() -> None:
+    """Show the recipes and objectives."""
+    from atcon.config import recipes
+    from atcon.objectives import OBJECTIVES
+    from wsod.report.tables import simple_table
+
+    # the comment a recipe begins with says what it is for
+    heads = [
+        (name, path.read_text("utf-8").split(". ")[0].replace("\n#", "").strip("# \n"))
+        for name, path in recipes().items()
+    ]
+    console().print(simple_table("recipes", ["name", "what"], heads))
+    rows = [
+        (name, (kind.__doc__ or "").split("\n")[0], ", ".join(kind.supervision) or "none", kind.citation)
+        for name, kind in OBJECTIVES.items()
+    ]
+    console().print(simple_table("objectives", ["name", "what", "supervision", "source"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""From a data configuration to the sets of images a run draws from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atcon.config import DataConfig
+from atcon.data import Images
+from atcon.subsets import Subset, label_matrix, load_subset, select
+from wsod.data import open_dataset
+from wsod.data.dataset import Dataset
+from wsod.models.preprocess import Preprocess
+
+__all__ = ["Sources", "open_sources"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The opened data of a run, before there is a classifier.
+
+    Args:
+        config: what was asked for.
+        train, val: the data sets.
+        labels, val_labels: their (N, C) label matrices.
+        subset: which images are used.
+    """
+
+    config: DataConfig
+    train: Dataset
+    labels: NDArray[np.bool_]
+    val: Dataset
+    val_labels: NDArray[np.bool_]
+    subset: Subset
+
+    def pools(self, preprocess: Preprocess, seed: int) -> dict[str, Images]:
+        """`labelled`, `unlabelled` and `val` images as a classifier wants them."""
+
+        def images(dataset: Dataset, labels: NDArray[np.bool_], ids: tuple[str, ...], varied: bool) -> Images:
+            index = {name: i for i, name in enumerate(dataset.ids)}
+            rows = [index[name] for name in ids]
+            augment = self.config if varied else None
+            return Images(dataset, rows, labels[rows], preprocess, augment, seed)
+
+        return {
+            "labelled": images(self.train, self.labels, self.subset.train, True),
+            "unlabelled": images(self.train, self.labels, self.subset.unlabelled, True),
+            "val": images(self.val, self.val_labels, self.subset.val, False),
+        }
+
+
+def open_sources(config: DataConfig) -> Sources:
+    """Open the data and choose the images, reading annotations only.
+
+    Raises:
+        ConfigError, DataError: naming what is wrong with the configuration or the data.
+    """
+    train = open_dataset(config.spec, config.train)
+    val = train if config.val == config.train else open_dataset(config.spec, config.val)
+    labels = label_matrix(train, config.difficult)
+    val_labels = labels if val is train else label_matrix(val, config.difficult)
+    if config.subset is not None:
+        subset = load_subset(config.subset, train, val)
+    else:
+        subset = select(config, train, labels, val, val_labels)
+    return Sources(config, train, labels, val, val_labels, subset)

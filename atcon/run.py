@@ -1,0 +1,144 @@
+"""A run on disk: config.toml, subset.json, history.jsonl, state.pt, last.pt, ft.pt. None is ever half-written.
+
+`state.pt` holds all a run needs to go on as if it had never stopped. Lines of the history that were written
+after it are taken back when the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wsod
+from atcon.config import FinetuneConfig, config_from_tables
+from atcon.subsets import Subset, save_subset
+from wsod.config import dump_toml, plain, read_toml, write_text
+from wsod.errors import CheckpointError, ConfigError
+from wsod.models import Classifier, save_checkpoint
+from wsod.models.checkpoint import load_file
+
+__all__ = ["Run"]
+
+_FILES = ("config.toml", "history.jsonl", "state.pt", "ft.pt")
+
+
+class Run:
+    """A run directory.
+
+    Args:
+        folder: the directory; must hold no other run.
+        config: what is run.
+        subset: the images it uses.
+
+    Raises:
+        ConfigError: where another run is there, or the directory cannot be made.
+    """
+
+    def __init__(self, folder: Path, config: FinetuneConfig, subset: Subset) -> None:
+        self.folder, self.config = folder, config
+        self.lines = 0
+        self.refuse_another(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_subset(folder / "subset.json", subset)
+            write_text(folder / "config.toml", dump_toml(config))
+        except OSError as error:
+            raise ConfigError(folder, "a directory that can be written", error) from error
+
+    @staticmethod
+    def refuse_another(folder: Path) -> None:
+        """Raise where the directory holds a run."""
+        found = [name for name in _FILES if (folder / name).exists()]
+        if found:
+            raise ConfigError(
+                folder,
+                "a directory without a run in it",
+                ", ".join(found),
+                f"Go on with it by --resume {folder}, or choose another --out.",
+            )
+
+    @staticmethod
+    def config_of(folder: Path) -> FinetuneConfig:
+        """The configuration of the run in a directory, with the images it chose.
+
+        Raises:
+            ConfigError: where there is none.
+        """
+        path = folder / "config.toml"
+        if not path.is_file():
+            raise ConfigError(folder, "the directory of a run", "no config.toml in it")
+        said = {"data": {"subset": str(folder / "subset.json")}}
+        return config_from_tables(read_toml(path), said, path)
+
+    @classmethod
+    def opened(cls, folder: Path) -> Run:
+        """The run in a directory, to go on with it."""
+        run = cls.__new__(cls)
+        run.folder, run.config, run.lines = folder, cls.config_of(folder), 0
+        return run
+
+    def checkpoint(
+        self, name: str, classifier: Classifier, metrics: Mapping[str, Any], device: torch.device
+    ) -> None:
+        """Write a checkpoint that `wsod` can evaluate."""
+        provenance = {
+            "wsod": wsod.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "seed": self.config.seed,
+            "data": self.config.data.spec,
+            "initial_weights": classifier.loaded,
+        }
+        save_checkpoint(
+            self.folder / name,
+            classifier,
+            recipe=plain(self.config),
+            metrics=metrics,
+            provenance=provenance,
+        )
+
+    def keep(self, name: str) -> None:
+        """Keep the selected checkpoint of a stage under another name."""
+        aside = self.folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            shutil.copyfile(self.folder / "ft.pt", aside)
+            aside.replace(self.folder / name)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line to the history."""
+        with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.lines += 1
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Write the training state."""
+        path = self.folder / "state.pt"
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            torch.save({**state, "lines": self.lines}, aside)
+            aside.replace(path)
+        except OSError as error:
+            raise CheckpointError(path, "a file that can be written", error) from error
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def load_state(self) -> dict[str, Any] | None:
+        """The training state, the history taken back to it; None where the run had not saved one yet."""
+        history = self.folder / "history.jsonl"
+        path = self.folder / "state.pt"
+        state = load_file(path) if path.exists() else None
+        self.lines = state["lines"] if state is not None else 0
+        if history.exists():
+            lines = history.read_text("utf-8").splitlines(keepends=True)
+            write_text(history, "".join(lines[: self.lines]))
+        return state
