@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OUT ?= runs/quickstart
+# a new folder each time: nothing of an earlier run is overwritten
+OUT := $(or $(OUT),runs/quickstart-$(shell date +%Y%m%d-%H%M%S))
+MAPS := --maps gradcam --maps layercam --maps cam --maps guidedbackprop
 DEVICE ?= auto
 JOBS ?= auto
 
@@ -29,7 +31,15 @@ $(VENV)/.installed-test: $(VENV)/.installed
 install: $(VENV)/.installed  ## the package in .venv
 
 quickstart: $(VENV)/.installed  ## train on the embedded data, fine-tune with ATCON, evaluate both, one table
-	@$(BIN)/python -m atcon quickstart --out $(OUT) --device $(DEVICE)
+	@echo "1/4 training: a supervised start, then ATCON"
+	@$(BIN)/atcon finetune --recipe quickstart --out $(OUT) --device $(DEVICE)
+	@echo "2/4 evaluating the start"
+	@$(BIN)/wsod evaluate $(MAPS) --maps center --checkpoint $(OUT)/start.pt --out $(OUT)/start --device $(DEVICE) --quiet
+	@echo "3/4 evaluating the fine-tuned checkpoint"
+	@$(BIN)/wsod evaluate $(MAPS) --checkpoint $(OUT)/ft.pt --out $(OUT)/atcon --save-overlays 12 --device $(DEVICE) --quiet
+	@echo "4/4 both together"
+	@$(BIN)/wsod table $(OUT)/start $(OUT)/atcon
+	@echo "pictures: $(OUT)/atcon/overlays"
 
 test: $(VENV)/.installed-test  ## the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS)

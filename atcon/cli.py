@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,17 +101,19 @@ def list_command() -> None:
     from atcon.objectives import OBJECTIVES
     from wsod.report.tables import simple_table
 
-    # the comment a recipe begins with says what it is for
-    heads = [
-        (name, path.read_text("utf-8").split(". ")[0].replace("\n#", "").strip("# \n"))
-        for name, path in recipes().items()
-    ]
+    heads = [(name, _head(path)) for name, path in recipes().items()]
     console().print(simple_table("recipes", ["name", "what"], heads))
     rows = [
         (name, (kind.__doc__ or "").split("\n")[0], ", ".join(kind.supervision) or "none", kind.citation)
         for name, kind in OBJECTIVES.items()
     ]
     console().print(simple_table("objectives", ["name", "what", "supervision", "source"], rows))
+
+
+def _head(path: Path) -> str:
+    """The first sentence of the comment a recipe begins with."""
+    comment = takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    return " ".join(line.strip("# ") for line in comment).split(". ")[0].rstrip(".")
 
 
 if __name__ == "__main__":

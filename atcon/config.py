@@ -257,6 +257,9 @@ def config_from_tables(table: Mapping[str, Any], said: Mapping[str, Any], where:
     """Bind recipe tables and the tables that win over them."""
     said, table = dict(said), dict(table)
     shared, forced = table.pop("train", {}), said.pop("train", {})
+    for name, body in said.get("stages", {}).items():
+        if not isinstance(body, Mapping):
+            raise ConfigError(f"stages.{name}", "a table", repr(body))
     unknown = [name for name in said.get("stages", {}) if name not in table.get("stages", {})]
     if unknown:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A run on disk: config.toml, subset.json, history.jsonl, state.pt, last.pt, ft.pt. None is ever half-written.
+"""A run on disk: config.toml, subset.json, history.jsonl, state.pt, last.pt, ft.pt; none half-written.
 
 `state.pt` holds all a run needs to go on as if it had never stopped. Lines of the history that were written
 after it are taken back when the run goes on.

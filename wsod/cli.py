@@ -114,7 +114,8 @@ def _shared(function: Any) -> Any:
     help="Pictures of the first N cases under OUT/overlays.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap intervals.")
-def evaluate(maps: tuple[str, ...], out: Path | None, **options: Any) -> None:
+@click.option("--quiet", is_flag=True, help="Print no table.")
+def evaluate(maps: tuple[str, ...], out: Path | None, quiet: bool, **options: Any) -> None:
     """Make attention maps (or read them), score them by a protocol, print the table.
 
     \b
@@ -126,6 +127,8 @@ def evaluate(maps: tuple[str, ...], out: Path | None, **options: Any) -> None:
 
     with progress_bar("evaluating") as progress:
         result = run(maps, out=out, progress=progress, **options)
+    if quiet:
+        return
     print_results(console(), {"": result})
     if out is not None:
         console().print(f"written: {out}/result.json", markup=False)
