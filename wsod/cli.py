@@ -139,6 +139,13 @@ def evaluate(maps: tuple[str, ...], out: Path | None, quiet: bool, **options: An
 @main.command("maps")
 @_shared
 @click.option("--out", type=FOLDER, required=True, help="Each method's maps go to OUT/METHOD.")
+@click.option(
+    "--save-overlays",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Pictures of the first N cases under OUT/overlays.",
+)
 def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
     """Compute and store attention maps only. Run again, it goes on where it stopped."""
     from wsod.evaluation import compute_maps
@@ -147,6 +154,8 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
         computed, faults = compute_maps(maps, out, progress=progress, **options)
     for fault in faults:
         warn(str(fault.error))
+    if options["save_overlays"]:
+        console().print(f"pictures: {out}/overlays", markup=False)
     console().print(
         f"maps of {computed} images written to {out} ({len(faults)} skipped); score them with: "
         f"wsod evaluate --maps {out}/{maps[0]} --data {options['data']}",

@@ -20,6 +20,7 @@ from wsod.pipeline import Fault, LabelRule, iterate_maps
 from wsod.probe import ClassifierProbe
 from wsod.protocols import load_protocol
 from wsod.results import Result, provenance
+from wsod.scoremaps import MapProcessing
 from wsod.store import MapStore, expand_map_folders
 from wsod.thresholds import ThresholdSource
 from wsod.types import AttentionMaps, Sample
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "compute_maps", "evaluate"]
 
+# pictures of maps that no protocol has chosen a threshold for: 20 % of the maximum, as heatmap_to_boxes
+CLAIM = 0.2
 Progress = Callable[[int, int], None]
 Maps = str | Path | Sequence[str | Path]
 Item = tuple[Sample, dict[str, AttentionMaps]]
@@ -97,6 +100,13 @@ class _Run:
     probe: ClassifierProbe | None = None
     device: str = "cpu"
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The data set's, or of bare photos the classifier's."""
+        if self.dataset.classes or self.classifier is None:
+            return self.dataset.classes
+        return self.classifier.classes
+
     def supervision(self, name: str) -> tuple[str, ...]:
         if name in self.stores:
             return self.stores[name].supervision
@@ -131,6 +141,10 @@ def _open(request: Request, needs: Set[str] = frozenset()) -> _Run:
             run.methods[name] = METHODS[name]
     if not run.methods and not run.stores:
         raise ConfigError("--maps", "a method's name or a folder of maps", "none", "See `wsod list maps`.")
+    if request.labels == "truth" and not dataset.classes:
+        raise DataError(
+            request.data, "annotations, for the maps of the true classes", "none", "Use --labels predicted."
+        )
     if request.labels == "stored" and run.methods:
         raise ConfigError("--labels stored", "folders of maps only", ", ".join(run.methods))
     if "rows" in needs and len(run.methods) + len(run.stores) < 2:
@@ -253,25 +267,47 @@ def compute_maps(
     out, run = Path(out), _open(_request(maps, options))
     if run.stores:
         raise ConfigError("--maps", "method names", ", ".join(run.stores), "These maps are on disk already.")
-    stores = {name: MapStore(out / name, len(run.dataset.classes)) for name in run.methods}
+    stores = {name: MapStore(out / name, len(run.classes)) for name in run.methods}
     ids = run.dataset.ids
     missing = [i for i in run.indices if not all(store.has(ids[i]) for store in stores.values())]
     faults, computed = [], 0
+    kept: list[Item] = []
     for item in _items(run, missing, progress):
         if isinstance(item, Fault):
             faults.append(item)
             continue
+        _keep(run, kept, item)
         for name, one in item[1].items():
             stores[name].write(one)
         computed += 1
     _finish_stores(run, stores)
+    _draw(run, out, kept, dict.fromkeys(stores, CLAIM), MapProcessing())
     return computed, faults
+
+
+def _keep(run: _Run, kept: list[Item], item: Item) -> None:
+    """Keep an image for the pictures, while there are fewer cases than asked for."""
+    cases = sum(len(next(iter(found.values())).labels) for _, found in kept)
+    if cases < run.request.save_overlays and item[1]:
+        kept.append(item)
+
+
+def _draw(
+    run: _Run, out: Path, kept: list[Item], thresholds: Mapping[str, float], processing: MapProcessing
+) -> None:
+    """Pictures of the images kept, in OUT/overlays."""
+    if kept:
+        from wsod.report.overlays import save_overlays
+
+        pixels = ((sample, _pixels(run.dataset, sample), found) for sample, found in kept)
+        limit = run.request.save_overlays
+        save_overlays(out / "overlays", pixels, thresholds, processing, run.classes, limit)
 
 
 def _finish_stores(run: _Run, stores: Mapping[str, MapStore]) -> None:
     for name, store in stores.items():
         about = {"schema": 1, "maps": name, "supervision": run.supervision(name)}
-        about |= {"images": len(run.indices), "classes": run.dataset.classes, "config": plain(run.request)}
+        about |= {"images": len(run.indices), "classes": run.classes, "config": plain(run.request)}
         store.finish(about)
 
 
@@ -299,14 +335,14 @@ def evaluate(
     if (request.save_maps or request.save_overlays) and out is None:
         raise ConfigError("--save-maps, --save-overlays", "a folder to write to", "no --out")
     source = None if request.threshold_from is None else ThresholdSource(request.threshold_from)
-    count = len(run.dataset.classes)
+    count = max(len(run.classes), 1)
     boards = {
         name: Board(name, protocol.build(count, request.metrics), source, run.probe)
         for name in (*run.methods, *run.stores)
     }
     stores = {}
     if request.save_maps and out is not None:
-        stores = {name: MapStore(out / "maps" / name, len(run.dataset.classes)) for name in run.methods}
+        stores = {name: MapStore(out / "maps" / name, len(run.classes)) for name in run.methods}
     kept: list[Item] = []
     skipped: list[dict[str, str]] = []
     items = _items(run, run.indices, progress, protocol.maps.frame)
@@ -319,8 +355,7 @@ def evaluate(
             boards[name].update(one, sample)
             if name in stores:
                 stores[name].write(one)
-        if sum(len(s.classes) for s, _ in kept) < request.save_overlays and found:
-            kept.append(item)
+        _keep(run, kept, item)
         for one in found.values():
             one.cache.clear()
     _finish_stores(run, stores)
@@ -328,7 +363,7 @@ def evaluate(
     for name, board in boards.items():
         row, some = board.finish(
             run.supervision(name),
-            run.dataset.classes,
+            run.classes,
             data=request.data,
             split=run.dataset.split,
             seed=request.seed,
@@ -343,19 +378,7 @@ def evaluate(
         cases=tuple(cases),
     )
     if out is not None:
-        if request.save_overlays:
-            from wsod.report.overlays import save_overlays
-
-            thresholds = {name: board.threshold() for name, board in boards.items()}
-            pixels = ((sample, _pixels(run.dataset, sample), found) for sample, found in kept)
-            save_overlays(
-                out / "overlays",
-                pixels,
-                thresholds,
-                protocol.maps,
-                run.dataset.classes,
-                request.save_overlays,
-            )
+        _draw(run, out, kept, {name: board.threshold() for name, board in boards.items()}, protocol.maps)
         result.save(out)
     return result
 

@@ -126,7 +126,8 @@ def iterate_maps(
             "none",
             "Pass --checkpoint FILE (or --arch NAME).",
         )
-    columns = class_columns(classifier.classes, dataset.classes)
+    # bare photos have no classes of their own: the classifier's are meant
+    columns = class_columns(classifier.classes, dataset.classes or classifier.classes)
     preprocess = classifier.preprocess
 
     def load(index: int) -> _Loaded | Fault:

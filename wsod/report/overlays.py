@@ -22,7 +22,8 @@ __all__ = ["overlay", "save_overlays"]
 TRUTH, CLAIM = (0, 230, 118), (255, 64, 129)
 PANEL = 320  # pixels: the longer side of a panel
 MARGIN, HEAD, CAPTION = 8, 26, 18
-CAPTIONS = ("truth (green)", "attention map", "mask", "boxes: claimed (pink), true (green)")
+CAPTIONS = ("image, true boxes (green)", "attention map", "mask", "boxes: claimed (pink), true (green)")
+BARE = ("image", "attention map", "mask", "claimed boxes")
 
 
 @cache
@@ -82,7 +83,7 @@ def overlay(
     sheet = Image.new("RGB", (MARGIN + 4 * (size[0] + MARGIN), HEAD + size[1] + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, 5), title, fill="black", font=_font(13))
-    for i, (panel, caption) in enumerate(zip(panels, CAPTIONS, strict=True)):
+    for i, (panel, caption) in enumerate(zip(panels, CAPTIONS if len(truth) else BARE, strict=True)):
         left = MARGIN + i * (size[0] + MARGIN)
         sheet.paste(panel, (left, HEAD))
         draw.text((left, HEAD + size[1] + 2), caption, fill="dimgray", font=_font(11))
