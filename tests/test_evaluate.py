@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,28 @@ def test_stored_maps_score_as_computed_ones(tmp_path: Path, checkpoint: Path) ->
     assert compute_maps(["gradcam"], tmp_path / "m", checkpoint=checkpoint, **options)[0] == 0
     (tmp_path / "m" / "gradcam" / "test_00003.npz").unlink()
     assert compute_maps(["gradcam"], tmp_path / "m", checkpoint=checkpoint, **options)[0] == 1
+
+
+def test_folders_of_the_same_names_are_rows_of_their_own(tmp_path: Path, checkpoint: Path) -> None:
+    methods, options = ["gradcam", "layercam"], {"data": "shapes", "limit": 3}
+    for name in ("a", "b"):
+        compute_maps(methods, tmp_path / name, checkpoint=checkpoint, **options)
+    result = evaluate([tmp_path / "a", tmp_path / "b"], metrics=["mask_iou"], **options)
+    assert [Path(row.maps).name for row in result.rows] == methods * 2
+    assert len({row.maps for row in result.rows}) == 4
+
+
+def test_images_without_masks_do_not_remove_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wsod.data.shapes import Shapes
+
+    whole, get = evaluate("center", limit=5, metrics=["miou"]), Shapes.__getitem__
+
+    def some(dataset: Shapes, index: int) -> Any:
+        sample = get(dataset, index)
+        return replace(sample, masks=None) if index >= 5 else sample
+
+    monkeypatch.setattr(Shapes, "__getitem__", some)
+    assert values(evaluate("center", limit=8, metrics=["miou"])) == values(whole)
 
 
 def test_batch_size_and_threads_change_nothing(checkpoint: Path) -> None:
