@@ -81,7 +81,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     lines = history(finished)
     assert [line["step"] for line in lines if line["stage"] == "start" and "loss" in line] == [1, 2, 3, 4]
     steps = [line for line in lines if line["stage"] == "atcon" and "loss" in line]
-    assert all(line["loss"] == pytest.approx(-line["atcon/consistency"]) for line in steps)
+    assert all(line["atcon"] == pytest.approx(-line["atcon/consistency"]) for line in steps)
     assert [line["step"] for line in lines if line["stage"] == "atcon" and "evaluation" in line] == [0, 2, 4]
 
 
