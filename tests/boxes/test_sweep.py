@@ -15,9 +15,9 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from tests.conftest import SHARED, needs_shared
-from wsod.boxes import basins, iou, threshold_sweep, tree
-from wsod.boxes.hills import find_basins
-from wsod.boxes.sweep import levels, quantise, warm_up
+from wsod.boxes import basins, batch, hills, iou, threshold_sweep, tree
+from wsod.boxes.batch import best_ious
+from wsod.boxes.sweep import ThresholdSweep, levels, quantise, warm_up
 from wsod.boxes.tree import fill_holes
 from wsod.errors import ConfigError, MapError
 from wsod.scoremaps import resize_map
@@ -84,17 +84,43 @@ def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("seed", [0, 1])
 def test_boxes_equal_opencv_s_contours_at_every_threshold(algorithm: str, family: str, seed: int) -> None:
     scores = FAMILIES[family](np.random.default_rng(seed))
-    values = (scores * 255).astype(np.uint8)
     solid, holed = threshold_sweep(scores), threshold_sweep(scores, holes=True)
+    values = (scores * 255).astype(np.uint8)
     for t in np.arange(0, 1, 0.03 if scores.size > 5000 else 0.01):
-        mask = values > int(t * values.max())
-        contours, largest = opencv(mask)
-        assert as_rows(holed.boxes_at(t)) == contours
-        assert solid.largest_at(t).tolist() == largest
-        regions = skimage.measure.regionprops(skimage.measure.label(mask, connectivity=2))
-        assert as_rows(solid.boxes_at(t)) == sorted(
-            (r.bbox[1], r.bbox[0], r.bbox[3], r.bbox[2]) for r in regions
-        )
+        _equal_at(t, values > int(t * values.max()), solid, holed)
+
+
+def _equal_at(t: float, mask: Array, solid: ThresholdSweep, holed: ThresholdSweep) -> None:
+    contours, largest = opencv(mask)
+    assert as_rows(holed.boxes_at(t)) == contours
+    assert solid.largest_at(t).tolist() == largest
+    regions = skimage.measure.regionprops(skimage.measure.label(mask, connectivity=2))
+    assert as_rows(solid.boxes_at(t)) == sorted((r.bbox[1], r.bbox[0], r.bbox[3], r.bbox[2]) for r in regions)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lift", [0.0, 0.3])
+def test_exact_boxes_equal_those_of_the_unquantised_mask(family: str, lift: float) -> None:
+    scores = lift + (1 - lift) * FAMILIES[family](np.random.default_rng(3))
+    solid = threshold_sweep(scores, exact=True)
+    holed = threshold_sweep(scores, holes=True, exact=True)
+    highest = scores.max() or 1.0
+    # at scores themselves, between them, and where a byte would make no difference
+    ts = [*np.arange(0, 1, 0.07), *np.random.default_rng(0).choice(scores.ravel() / highest, 9), 1 - 1e-9]
+    for t in ts:
+        if t < 1:
+            _equal_at(t, scores > t * scores.max(), solid, holed)
+
+
+def test_exact_sweeps_see_what_a_byte_hides() -> None:
+    scores = [[0.5, 0.501, 0.5, 0.502, 1.0]]
+    assert len(threshold_sweep(scores).boxes_at(0.5005)) == 1
+    exact = threshold_sweep(scores, exact=True)
+    assert as_rows(exact.boxes_at(0.5005)) == [(1, 0, 2, 1), (3, 0, 5, 1)]
+    assert exact.maximum == 4
+    assert exact.boxes_at(np.nextafter(1, 0)).tolist() == [[4, 0, 5, 1]]
+    # all of it below the lowest score
+    assert exact.boxes_at(0.1).tolist() == [[0, 0, 5, 1]]
 
 
 small = arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.integers(0, 5))
@@ -117,19 +143,20 @@ def test_every_small_map_equals_opencv(algorithm: str, values: Array, random: An
 @settings(max_examples=50, deadline=None)
 @given(small)
 def test_filled_map_thresholds_to_filled_masks(values: Array) -> None:
-    filled = fill_holes(values)
+    filled = fill_holes(values, 255)
     for level in range(6):
         np.testing.assert_array_equal(filled > level, ndimage.binary_fill_holes(values > level))
 
 
 @pytest.mark.parametrize("family", ["cam14", "noise", "sparse", "zero", "low"])
 @pytest.mark.parametrize(("edge", "clip"), [(0, False), (1, True), (1, False)])
-def test_best_iou_is_the_best_over_the_boxes_there(family: str, edge: int, clip: bool) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_best_iou_is_the_best_over_the_boxes_there(family: str, edge: int, clip: bool, exact: bool) -> None:
     scores = FAMILIES[family](np.random.default_rng(5))
     height, width = scores.shape
     truth = np.array([[3, 4, width - 5, height // 2], [0, 0, 9, 9]])
     ts = np.arange(0, 1, 0.05)
-    sweep = threshold_sweep(scores, holes=True)
+    sweep = threshold_sweep(scores, holes=True, exact=exact)
     for boxes_at, by_level in (
         (sweep.boxes_at, sweep.best_iou(truth, edge, clip)),
         (sweep.largest_at, sweep.largest_iou(truth, edge, clip)),
@@ -200,23 +227,61 @@ def test_quantise_truncates() -> None:
 def test_warm_up_compiles_all_that_sweeps_need() -> None:
     warm_up()
     functions = (
-        find_basins,
-        basins.superlevel_boxes,
+        hills.quantised,
+        hills.survey,
+        hills.find_basins,
+        basins.boxes_and_gaps,
         basins.fill_holes,
         basins.largest_boxes,
-        tree.superlevel_boxes,
+        tree.boxes_and_gaps,
         tree.fill_holes,
         tree.largest_boxes,
+        batch._batch,
     )
     before = [len(function.signatures) for function in functions]  # type: ignore[attr-defined]
     assert min(before) >= 1
     rng = np.random.default_rng(0)
-    for scores in (_cam(rng, 7), rng.random((120, 120))):
-        sweep = threshold_sweep(scores, holes=True)
-        sweep.best_iou([[0, 0, 4, 4]])
-        sweep.largest_iou(np.array([[0, 0, 4, 4]]))
+    frozen = _cam(rng, 28).T
+    frozen.flags.writeable = False
+    for scores in (_cam(rng, 7), rng.random((120, 120)), frozen, np.float32(frozen)):
+        for exact in (False, True):
+            sweep = threshold_sweep(scores, holes=True, exact=exact)
+            sweep.best_iou([[0, 0, 4, 4]])
+            sweep.largest_iou(np.array([[0, 0, 4, 4]]))
+        best_ious(scores[None], [[]])
     # another map does not compile another version
     assert [len(function.signatures) for function in functions] == before  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("components", ["all", "largest"])
+@pytest.mark.parametrize("holes", [False, True])
+def test_a_batch_equals_sweeps_one_by_one(algorithm: str, components: Any, holes: bool) -> None:
+    for family in ("cam14", "noise", "white", "steps", "zero", "row"):
+        maps = np.stack([FAMILIES[family](np.random.default_rng(seed)) for seed in range(3)])
+        truth = [np.zeros((0, 4)), [[1, 0, 20, 9]], np.array([[0, 0, 9, 9], [3, 4, 30, 25]])]
+        options = {"edge": 1, "clip": True}
+        best, maximum = best_ious(maps, truth, components=components, holes=holes, **options)
+        for scores, boxes, row, top in zip(maps, truth, best, maximum, strict=True):
+            sweep = threshold_sweep(scores, holes=holes)
+            own = sweep.best_iou if components == "all" else sweep.largest_iou
+            by_level = own(boxes, **options)
+            assert top == sweep.maximum
+            assert row[: len(by_level)].tolist() == by_level.tolist()
+            assert not row[len(by_level) :].any()
+    assert best_ious(maps[:0], [])[0].shape == (0, 255)
+
+
+def test_batches_that_cannot_be_swept_are_refused() -> None:
+    maps = np.zeros((2, 3, 3))
+    with pytest.raises(MapError, match="boxes for each of 2 maps"):
+        best_ious(maps, [[]])
+    with pytest.raises(MapError, match=r"\(N, H, W\)"):
+        best_ious(maps[0], [])
+    maps[1, 0, 0] = np.nan
+    with pytest.raises(MapError, match="finite scores"):
+        best_ious(maps, [[], []])
+    with pytest.raises(ConfigError, match="components"):
+        best_ious(maps, [[], []], components="some")  # type: ignore[arg-type]
 
 
 def test_sweeps_of_many_threads_do_not_share_room() -> None:

@@ -11,7 +11,7 @@ import skimage.measure
 
 from tests.metrics.reference import PairOfMasks
 from tests.metrics.test_faithfulness import FAITHFULNESS_TWINS
-from wsod.metrics import METRICS
+from wsod.metrics import METRICS, Metric
 from wsod.types import AttentionMaps, Sample
 
 CLASSES, SIZE = 3, (20, 26)
@@ -84,14 +84,15 @@ def largest(mask: Array) -> list[tuple[float, ...]]:
     return [(x, y, x + w, y + h)]
 
 
-def hit_table(boxes_of: Callable[[Array], list[Any]], iou: float, ts: Array) -> Array:
-    """(cases, thresholds) does any box hit."""
+def hit_table(boxes_of: Callable[[Array], list[Any]], iou: float, ts: Array, exact: bool = False) -> Array:
+    """(cases, thresholds) does any box hit, of the bytes' or of the scores' own mask."""
     table = []
     for values, sample, label, _ in cases():
-        scores = (minmax(values) * 255).astype(np.uint8)
+        scores = minmax(values)
+        bytes_ = (scores * 255).astype(np.uint8)
         row = []
         for t in ts:
-            boxes = boxes_of(scores > int(t * 255))
+            boxes = boxes_of(scores > t if exact else bytes_ > int(t * 255))
             truth = sample.boxes[sample.labels == label]
             row.append(any(overlap(a, b) >= iou for a in boxes for b in truth))
         table.append(row)
@@ -335,10 +336,7 @@ def test_every_metric_has_a_twin() -> None:
     assert set(TWINS) | set(FAITHFULNESS_TWINS) | {"box_ap"} == set(METRICS)
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_metric_equals_its_twin(name: str) -> None:
-    twin, options = TWINS[name]
-    metric = METRICS[name](classes=CLASSES, **options)
+def count(metric: Metric) -> None:
     images: dict[str, list[Case]] = {}
     for case in cases():
         images.setdefault(case[1].image_id, []).append(case)
@@ -347,6 +345,29 @@ def test_metric_equals_its_twin(name: str) -> None:
         values = np.stack([case[0] for case in own])
         labels = np.array([case[2] for case in own])
         metric.update(AttentionMaps(sample.image_id, SIZE, labels, values, np.array(ranking)), sample)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_metric_equals_its_twin(name: str) -> None:
+    twin, options = TWINS[name]
+    metric = METRICS[name](classes=CLASSES, **options)
+    count(metric)
     value = twin()
     assert 0.05 < value <= 1
     assert metric.compute().value == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "boxes_of"), [("max_box_acc", largest), ("max_box_acc_v2", components)])
+def test_exact_thresholds_cut_the_scores_themselves(
+    name: str, boxes_of: Callable[[Array], list[Any]]
+) -> None:
+    ts = np.arange(0.6, 0.75, 0.001)  # several to a byte
+    options: dict[str, Any] = {"classes": CLASSES, "thresholds": tuple(ts.tolist())}
+    exact, bytes_ = (METRICS[name](**options, exact=value) for value in (True, False))
+    for metric in (exact, bytes_):
+        count(metric)
+    ious = (0.5,) if name == "max_box_acc" else (0.3, 0.5, 0.7)
+    expected = [hit_table(boxes_of, iou, ts, exact=True).mean(0).tolist() for iou in ious]
+    curve = exact.compute().curve
+    assert expected == (list(curve.values()) if isinstance(curve, dict) else [curve])
+    assert curve != bytes_.compute().curve

@@ -8,9 +8,10 @@ from wsod.boxes.convert import heatmap_to_boxes, heatmap_to_mask
 from wsod.boxes.iou import iou
 
 if TYPE_CHECKING:
+    from wsod.boxes.batch import best_ious
     from wsod.boxes.sweep import ThresholdSweep, threshold_sweep
 
-__all__ = ["ThresholdSweep", "heatmap_to_boxes", "heatmap_to_mask", "iou", "threshold_sweep"]
+__all__ = ["ThresholdSweep", "best_ious", "heatmap_to_boxes", "heatmap_to_mask", "iou", "threshold_sweep"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from wsod.boxes import sweep
 
         return getattr(sweep, name)
+    if name == "best_ious":
+        from wsod.boxes.batch import best_ious
+
+        return best_ious
     raise AttributeError(f"module 'wsod.boxes' has no attribute {name!r}")

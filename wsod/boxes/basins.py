@@ -11,11 +11,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from wsod.boxes.hills import Found
 from wsod.boxes.tree import Bytes, Ints, compiled
 
-__all__ = ["MANY", "fill_holes", "largest_boxes", "superlevel_boxes"]
+__all__ = ["MANY", "boxes_and_gaps", "fill_holes", "largest_boxes", "superlevel_boxes"]
 
 Keys = NDArray[np.float64]
+Nodes = tuple[Ints, Ints, Ints]
 MANY = 1500
 """With more basins than this the union-find tree is as fast."""
 
@@ -144,7 +146,7 @@ def superlevel_boxes(
 ) -> tuple[Ints, Ints, Ints]:
     """As `wsod.boxes.tree.superlevel_boxes`, from the basins of an order-preserving refinement.
 
-    `room` is of `wsod.boxes.hills.scratch`, here and below.
+    `room` is of `wsod.boxes.hills.room_for`, here and below.
     """
     width = values.shape[1]
     table = _tables(values, rows, hills, basin, n, room)
@@ -193,8 +195,17 @@ def superlevel_boxes(
 
 
 @compiled
+def boxes_and_gaps(values: Bytes, upper: Found, lower: Found, holes: bool, room: Ints) -> tuple[Nodes, Nodes]:
+    """`superlevel_boxes` of a map, and (with `holes`, else none) of the map upside down, 4-connected."""
+    boxes = superlevel_boxes(values, *upper, True, room)
+    if holes:
+        return boxes, superlevel_boxes(~values, *lower, False, room)
+    return boxes, (boxes[0][:0], boxes[1][:0], boxes[2][:0])
+
+
+@compiled
 def fill_holes(
-    values: Bytes, inverted: Bytes, keys: Keys, rows: Ints, hills: Ints, basin: Ints, n: int, room: Ints
+    values: Bytes, scores: Keys, rows: Ints, hills: Ints, basin: Ints, n: int, room: Ints
 ) -> tuple[Bytes, Keys]:
     """As `wsod.boxes.tree.fill_holes`, from the 4-connected basins of the map turned upside down.
 
@@ -202,14 +213,14 @@ def fill_holes(
 
     Args:
         values: (H, W) bytes.
-        inverted: 255 - values.
-        keys: (H, W) 255 · scores, whose truncation is `values`.
-        rows, hills, basin, n: 4-connected basins of `keys` with sign -1.
+        scores: (H, W) with `values` the truncation of 255 · scores.
+        rows, hills, basin, n: 4-connected basins of `scores` with sign -1.
 
     Returns:
         The filled bytes, and keys that refine them.
     """
     height, width = values.shape
+    inverted = ~values
     # highest level of the inverted map at which a basin itself has a border pixel
     outside = np.zeros(n, np.int32)
     for y in range(height):
@@ -237,7 +248,7 @@ def fill_holes(
                 if through > best[b]:
                     best[b], changed = through, True
     filled = values.copy()
-    raised = keys.copy()
+    raised = scores * 255
     for y in range(height):
         for hill in range(rows[y], rows[y + 1]):
             spill = 255 - best[basin[hill]]
@@ -246,7 +257,7 @@ def fill_holes(
             for x in range(hills[hill, 0], hills[hill, 2] + 1):
                 if values[y, x] < spill:
                     # within the byte the old order: a raised bowl still climbs to its walls
-                    raised[y, x] = spill + keys[y, x] / 256
+                    raised[y, x] = spill + scores[y, x] * 255 / 256
                     filled[y, x] = spill
     return filled, raised
 

@@ -12,28 +12,56 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from wsod.boxes.tree import Ints, compiled
+from wsod.boxes.tree import Bytes, Ints, compiled
 
-__all__ = ["find_basins", "scratch"]
+__all__ = ["find_basins", "quantised", "room_for", "scratch", "survey", "tables_size"]
 
 Keys = NDArray[np.float64]
 _local = threading.local()
 
 
-def scratch(hills: int, n: int) -> Ints:
-    """Room for the tables of n basins and the passes between so many hills, kept by each thread.
+Found = tuple[Ints, Ints, Ints, int]
 
-    Fresh memory would cost more than filling it.
+
+def scratch(size: int) -> Ints:
+    """Room for at least so many numbers, kept by each thread.
+
+    Fresh memory would cost more than filling it, and threads would wait for each other to get it.
     """
-    size = n * 5 * 256 + (4 * hills + 4) * 3
     buffer: Ints | None = getattr(_local, "buffer", None)
     if buffer is None or buffer.size < size:
         buffer = _local.buffer = np.empty(size, np.int32)
     return buffer
 
 
+def room_for(*found: Found) -> Ints:
+    """`scratch` for the tables of basins, and for the passes between their hills."""
+    return scratch(max(tables_size(each) for each in found))
+
+
 @compiled
-def find_basins(keys: Keys, eight: bool, sign: float, room: Ints) -> tuple[Ints, Ints, Ints, int]:
+def tables_size(found: Found) -> int:
+    """How many numbers of room that takes."""
+    return found[3] * 5 * 256 + (4 * len(found[2]) + 4) * 3
+
+
+@compiled
+def quantised(scores: Keys) -> tuple[Bytes, bool]:
+    """Bytes of scores in [0, 1], truncated products with 255; and whether they all are in [0, 1]."""
+    height, width = scores.shape
+    values = np.empty((height, width), np.uint8)
+    inside = True
+    for y in range(height):
+        for x in range(width):
+            score = scores[y, x]
+            # false for NaN too
+            inside &= (score >= 0) & (score <= 1)
+            values[y, x] = np.uint8(np.int32(score * 255))
+    return values, inside
+
+
+@compiled
+def find_basins(keys: Keys, eight: bool, sign: float, room: Ints) -> Found:
     """The hills of each row and their basins.
 
     Args:
@@ -104,3 +132,13 @@ def find_basins(keys: Keys, eight: bool, sign: float, room: Ints) -> tuple[Ints,
             basin[hill] = found
             hill = parent[hill]
     return rows, hills[:n].copy(), basin, count
+
+
+@compiled
+def survey(keys: Keys, holes: bool, room: Ints) -> tuple[Found, Found]:
+    """The 8-connected basins, and the 4-connected ones of the map upside down (with `holes`, else the same).
+
+    One call, so that threads seldom meet at the interpreter's lock.
+    """
+    upper = find_basins(keys, True, 1.0, room)
+    return upper, find_basins(keys, False, -1.0, room) if holes else upper

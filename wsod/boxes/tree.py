@@ -1,11 +1,12 @@
-"""Component trees of 8-bit maps: the bounding boxes of all connected components at all 256 thresholds.
+"""Component trees: the bounding boxes of all connected components at all thresholds.
 
 Pixels are switched on from the highest value down and joined by union-find; a component's box is written
 down with the interval of thresholds over which it lived whenever it changes or is absorbed. Cost does not
 depend on the number of thresholds. The method is that of max-tree construction by union-find (Najman and
 Couprie, IEEE TIP 2006), keeping boxes only.
 
-All boxes here are (x0, y0, x1, y1) with x1, y1 the *last* pixel. At threshold T the mask is value > T.
+Maps are of levels 0 … top: bytes with top 255, or the ranks of a map's distinct values. All boxes here are
+(x0, y0, x1, y1) with x1, y1 the *last* pixel. At threshold T the mask is value > T.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["compiled", "descending", "fill_holes", "largest_boxes", "superlevel_boxes"]
+__all__ = ["boxes_and_gaps", "compiled", "descending", "fill_holes", "largest_boxes", "superlevel_boxes"]
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int32]
+Levels = NDArray[np.uint8] | NDArray[np.int32]
+Nodes = tuple[Ints, Ints, Ints]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -33,18 +36,18 @@ def compiled(function: Function) -> Function:
 
 
 @compiled
-def descending(values: Bytes) -> tuple[Ints, Ints]:
+def descending(values: Levels, top: int) -> tuple[Ints, Ints]:
     """Pixel indices by descending value, raster order within a value; and where each value starts."""
-    counts = np.zeros(257, np.int32)
+    counts = np.zeros(top + 2, np.int32)
     flat = values.ravel()
     for pixel in range(flat.size):
-        counts[256 - flat[pixel]] += 1
-    for value in range(256):
+        counts[top + 1 - flat[pixel]] += 1
+    for value in range(top + 1):
         counts[value + 1] += counts[value]
     starts = counts.copy()
     order = np.empty(flat.size, np.int32)
     for pixel in range(flat.size):
-        value = 255 - flat[pixel]
+        value = top - flat[pixel]
         order[counts[value]] = pixel
         counts[value] += 1
     return order, starts
@@ -59,11 +62,11 @@ def _root(parent: Ints, pixel: int) -> int:
 
 
 @compiled
-def superlevel_boxes(values: Bytes, eight: bool) -> tuple[Ints, Ints, Ints]:
-    """Boxes of the connected components of {values > T}, T = 0 … 254.
+def superlevel_boxes(values: Levels, eight: bool, top: int) -> Nodes:
+    """Boxes of the connected components of {values > T}, T = 0 … top - 1.
 
     Args:
-        values: (H, W) uint8.
+        values: (H, W) levels.
         eight: 8-connected, else 4-connected.
 
     Returns:
@@ -71,7 +74,7 @@ def superlevel_boxes(values: Bytes, eight: bool) -> tuple[Ints, Ints, Ints]:
     """
     height, width = values.shape
     flat = values.ravel()
-    order, starts = descending(values)
+    order, starts = descending(values, top)
     parent = np.full(flat.size, -1, np.int32)
     box = np.empty((flat.size, 4), np.int32)
     born = np.empty(flat.size, np.int32)
@@ -81,9 +84,9 @@ def superlevel_boxes(values: Bytes, eight: bool) -> tuple[Ints, Ints, Ints]:
     neighbours = 8 if eight else 4
     dxs = (1, -1, 0, 0, 1, -1, 1, -1)
     dys = (0, 0, 1, -1, 1, 1, -1, -1)
-    for level in range(255, 0, -1):
+    for level in range(top, 0, -1):
         threshold = level - 1
-        for place in range(starts[255 - level], starts[256 - level]):
+        for place in range(starts[top - level], starts[top - level + 1]):
             pixel = order[place]
             y, x = pixel // width, pixel % width
             parent[pixel] = pixel
@@ -130,8 +133,17 @@ def superlevel_boxes(values: Bytes, eight: bool) -> tuple[Ints, Ints, Ints]:
 
 
 @compiled
-def fill_holes(values: Bytes) -> Bytes:
-    """(H, W) uint8 with every pixel raised to the lowest pass on its 4-connected ways to the border.
+def boxes_and_gaps(values: Levels, upside_down: Levels, holes: bool, top: int) -> tuple[Nodes, Nodes]:
+    """`superlevel_boxes` of a map, and (with `holes`, else none) of the map upside down, 4-connected."""
+    boxes = superlevel_boxes(values, True, top)
+    if holes:
+        return boxes, superlevel_boxes(upside_down, False, top)
+    return boxes, (boxes[0][:0], boxes[1][:0], boxes[2][:0])
+
+
+@compiled
+def fill_holes(values: Levels, top: int) -> Levels:
+    """(H, W) with every pixel raised to the lowest pass on its 4-connected ways to the border.
 
     Thresholding the result at any T gives the mask of `values` at T with its holes filled.
     """
@@ -140,7 +152,7 @@ def fill_holes(values: Bytes) -> Bytes:
     filled = flat.copy()
     seen = np.zeros(flat.size, np.bool_)
     following = np.empty(flat.size, np.int32)
-    head = np.full(256, -1, np.int32)  # a linked stack of pixels for each level
+    head = np.full(top + 1, -1, np.int32)  # a linked stack of pixels for each level
     for y in range(height):
         for x in range(width):
             if y == 0 or x == 0 or y == height - 1 or x == width - 1:
@@ -148,7 +160,7 @@ def fill_holes(values: Bytes) -> Bytes:
                 seen[pixel] = True
                 following[pixel] = head[flat[pixel]]
                 head[flat[pixel]] = pixel
-    for level in range(256):
+    for level in range(top + 1):
         while head[level] >= 0:
             pixel = head[level]
             head[level] = following[pixel]
@@ -166,7 +178,18 @@ def fill_holes(values: Bytes) -> Bytes:
 
 
 @compiled
-def largest_boxes(filled: Bytes) -> Ints:
+def _live(parent: Ints, roots: Ints, n: int) -> int:
+    """Leaves out those of the first n that are roots no more; how many remain."""
+    kept = 0
+    for place in range(n):
+        if parent[roots[place]] == roots[place]:
+            roots[kept] = roots[place]
+            kept += 1
+    return kept
+
+
+@compiled
+def largest_boxes(filled: Levels, top: int) -> Ints:
     """Box of the component of largest contour area at each threshold.
 
     The area is that of the polygon through the centres of the outer border's pixels (OpenCV's
@@ -175,25 +198,26 @@ def largest_boxes(filled: Bytes) -> Ints:
     OpenCV's contour list).
 
     Args:
-        filled: (H, W) uint8 without holes (`fill_holes`).
+        filled: (H, W) levels without holes (`fill_holes`).
 
     Returns:
-        (255, 4) int32, the box at T = 0 … 254; rows of -1 where the mask is empty.
+        (top, 4) int32, the box at T = 0 … top - 1; rows of -1 where the mask is empty.
     """
     height, width = filled.shape
     flat = filled.ravel()
-    order, starts = descending(filled)
+    order, starts = descending(filled, top)
     parent = np.full(flat.size, -1, np.int32)
     box = np.empty((flat.size, 4), np.int32)
     quads = np.zeros(flat.size, np.int32)
     first = np.empty(flat.size, np.int32)
     roots = np.empty(flat.size, np.int32)
     live = 0
-    result = np.full((255, 4), -1, np.int32)
+    result = np.full((top, 4), -1, np.int32)
+    best, best_quads, best_first = -1, 0, 0
     dxs = (1, -1, 0, 0, 1, -1, 1, -1)
     dys = (0, 0, 1, -1, 1, 1, -1, -1)
-    for level in range(255, 0, -1):
-        for place in range(starts[255 - level], starts[256 - level]):
+    for level in range(top, 0, -1):
+        for place in range(starts[top - level], starts[top - level + 1]):
             pixel = order[place]
             y, x = pixel // width, pixel % width
             parent[pixel] = pixel
@@ -228,21 +252,21 @@ def largest_boxes(filled: Bytes) -> Ints:
                         quads[root] += 1
             roots[live] = pixel
             live += 1
-        kept = 0
-        best = -1
-        for place in range(live):
-            root = roots[place]
-            if parent[root] != root:
-                continue
-            roots[kept] = root
-            kept += 1
+        fresh = live - (starts[top - level + 1] - starts[top - level])
+        if best >= 0:
+            best = _root(parent, best)
+            # areas only grow, so the best is still ahead of all that did not change, unless it lost a tie
+            if quads[best] == best_quads and first[best] < best_first:
+                fresh, live = 0, _live(parent, roots, live)
+        for place in range(fresh, live):
+            root = _root(parent, roots[place])
             if (
                 best < 0
                 or quads[root] > quads[best]
                 or (quads[root] == quads[best] and first[root] > first[best])
             ):
                 best = root
-        live = kept
         if best >= 0:
+            best_quads, best_first = quads[best], first[best]
             result[level - 1] = box[best]
     return result

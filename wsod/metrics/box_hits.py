@@ -23,12 +23,14 @@ Array = NDArray[Any]
 Bool = NDArray[np.bool_]
 
 
-def sweep_of(maps: AttentionMaps, k: int, processing: MapProcessing, holes: bool) -> ThresholdSweep:
+def sweep_of(
+    maps: AttentionMaps, k: int, processing: MapProcessing, holes: bool, exact: bool = False
+) -> ThresholdSweep:
     """The k-th map's threshold sweep, computed once however many metrics ask."""
-    key = ("sweep", processing, k, holes)
+    key = ("sweep", processing, k, holes, exact)
     if key not in maps.cache:
         try:
-            maps.cache[key] = threshold_sweep(processing.score(maps, k).scores, holes=holes)
+            maps.cache[key] = threshold_sweep(processing.score(maps, k).scores, holes=holes, exact=exact)
         except MapError as error:
             where = f"{maps.image_id}, label {maps.labels[k]}"
             raise MapError(where, error.expected, error.got, error.hint) from error
@@ -48,6 +50,7 @@ class BoxHits(SweptMetric):
             `largest`, by contour area (`wsod.boxes.tree.largest_boxes`).
         holes: the contours of holes are boxes too (with `all`), as in the WSOL benchmark's code. It
             flatters noisy maps.
+        exact: compare the scores themselves with the thresholds, not their bytes (`threshold_sweep`).
         step: thresholds 0, step, 2·step … below 1 (all distinct masks of an 8-bit map at 0.001).
         thresholds: explicit thresholds instead; a single one is fixed, not tuned.
         edge: added to widths and heights in the IoU: 1 = x1, y1 are taken for the last pixel.
@@ -62,6 +65,7 @@ class BoxHits(SweptMetric):
 
     components: Literal["all", "largest"] = "largest"
     holes: bool = False
+    exact: bool = False
     step: float = 0.001
     edge: Literal[0, 1] = 0
     clip: bool = False
@@ -103,7 +107,7 @@ class BoxHits(SweptMetric):
         misses = np.zeros((len(self._ious), len(self._thresholds)), np.bool_)
         if not len(truth) or (self.empty == "miss" and self.processing.score(maps, k).constant):
             return misses
-        sweep = sweep_of(maps, k, self.processing, self.holes)
+        sweep = sweep_of(maps, k, self.processing, self.holes, self.exact)
         if not sweep.maximum:
             if self.empty == "miss":
                 return misses
