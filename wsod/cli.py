@@ -165,12 +165,17 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=FILE)
-def table(runs: tuple[Path, ...]) -> None:
+@click.option("--markdown", is_flag=True, help="As Markdown, for documents.")
+def table(runs: tuple[Path, ...], markdown: bool) -> None:
     """Print the results of earlier runs as one table."""
-    from wsod.report.tables import print_results
+    from wsod.report.tables import markdown_results, print_results
     from wsod.results import Result
 
-    print_results(console(), {str(run): Result.load(run) for run in runs})
+    results = {str(run): Result.load(run) for run in runs}
+    if markdown:
+        click.echo(markdown_results(results))
+    else:
+        print_results(console(), results)
 
 
 @main.command("list")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from wsod.results import Result
 
-__all__ = ["print_results", "simple_table"]
+__all__ = ["markdown_results", "print_results", "simple_table"]
 
 HEADINGS = {
     "max_box_acc": "MaxBoxAcc",
@@ -115,3 +115,16 @@ def print_results(console: Console, results: Mapping[str, Result]) -> None:
                 console.print(Text(f"  {fault['error']}", style="yellow"))
             if len(result.skipped) > 10:
                 console.print(Text("  … all of them in result.json", style="yellow"))
+
+
+def markdown_results(results: Mapping[str, Result]) -> str:
+    """The same rows as a Markdown table: per cent, with the 95 % interval in brackets and the count."""
+    metrics = list(dict.fromkeys(m for result in results.values() for row in result.rows for m in row.scores))
+    columns = ["run", "maps", *(HEADINGS.get(metric, metric) for metric in metrics), "supervision"]
+    lines = [columns, ["---"] * len(columns)]
+    for run, result in results.items():
+        for row in result.rows:
+            cells = [_cell(row.scores.get(metric)).plain.replace("\n", " (") for metric in metrics]
+            cells = [cell + ")" if "(" in cell else cell for cell in cells]
+            lines.append([run, f"`{row.maps}`", *cells, ", ".join(row.supervision) or "none"])
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
