@@ -51,6 +51,6 @@ setup(
         "torch>=2.4",
         "torchvision>=0.19",
     ],
-    extras_require={"timm": ["timm>=1.0"], "test": TEST},
+    extras_require={"captum": ["captum>=0.7"], "timm": ["timm>=1.0"], "test": TEST},
     entry_points={"console_scripts": ["wsod=wsod.cli:main", "atcon=atcon.cli:main"]},
 )

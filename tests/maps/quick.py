@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["quick"]
 
 _OPTIONS = {
+    "extremalperturbation": "iterations=3,step=4,sigma=5,blur=3,levels=3",
     "iscam": "steps=2",
     "rise": "masks=30,cells=4",
     "sscam": "samples=2,noise=0.5",

@@ -1,13 +1,14 @@
-"""Perturbation methods again, one masked image at a time through the unfolded network."""
+"""Perturbation methods and DeepLIFT again, one masked image at a time through the unfolded network."""
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.maps.twins import enlarged, grid, run
 from wsod.models import Classifier
@@ -90,4 +91,98 @@ def rise(classifier: Classifier, image: Tensor, label: int) -> Array:
     return out / (30 * 0.5)
 
 
-MASKED_TWINS = {"iscam": iscam, "occlusion": occlusion, "rise": rise, "scorecam": scorecam, "sscam": sscam}
+def deeplift(classifier: Classifier, image: Tensor, label: int) -> Array:
+    """The gradient of a network whose ReLUs are replaced by constant multipliers, from two passes."""
+    network = copy.deepcopy(classifier.network)
+    places = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.ReLU)]
+    seen: dict[str, list[Tensor]] = {path: [] for path, _ in places}
+    hooks = [
+        module.register_forward_pre_hook(lambda m, inputs, path=path: seen[path].append(inputs[0].clone()))
+        for path, module in places
+    ]
+    with torch.no_grad():
+        network(image[None])
+        network(torch.zeros_like(image)[None])
+    for hook in hooks:
+        hook.remove()
+    for path, module in places:
+        here, there = seen[path]
+        moved = here - there
+        ratio = (here.clamp(min=0) - there.clamp(min=0)) / moved
+        factor = torch.where(moved == 0, (here > 0).double(), ratio)
+        module.register_forward_hook(lambda m, inputs, output, factor=factor: inputs[0] * factor)
+        module.inplace = False
+    x = image.clone().requires_grad_()
+    (multipliers,) = torch.autograd.grad(network(x[None])[0, label], x)
+    return (image * multipliers).sum(0).numpy()
+
+
+def blurred(plane: Array, sigma: float) -> Array:
+    reach = int(np.ceil(3 * sigma))
+    weights = {d: np.exp(-d * d / (2 * sigma**2)) for d in range(-reach, reach + 1)}
+    norm = sum(weights.values())
+    height, width = plane.shape
+    down, both = np.zeros_like(plane), np.zeros_like(plane)
+    for d, weight in weights.items():
+        rows = [min(max(y + d, 0), height - 1) for y in range(height)]
+        down += weight / norm * plane[rows]
+    for d, weight in weights.items():
+        columns = [min(max(x + d, 0), width - 1) for x in range(width)]
+        both += weight / norm * down[:, columns]
+    return both
+
+
+def extremalperturbation(classifier: Classifier, image: Tensor, label: int) -> Array:
+    """Three steps of the ascent, cell by cell."""
+    height, width = image.shape[1:]
+    h, w, step, sigma = height // 4, width // 4, 4, 5.0
+    levels = [image, *(torch.tensor(np.stack([blurred(p, s) for p in image.numpy()])) for s in (1.5, 3.0))]
+    cells = [(y, x) for y in range(h) for x in range(w)]
+    corners = torch.tensor(
+        np.stack([enlarged(np.eye(h * w)[n].reshape(h, w), (height, width)) for n in range(h * w)])
+    )
+    wanted = torch.zeros(h * w, dtype=torch.float64)
+    wanted[h * w - round(0.1 * h * w) :] = 1
+
+    def mask_of_heights(heights: Tensor) -> Tensor:
+        values = []
+        for y, x in cells:
+            raised = []
+            for down in range(-4, 5):
+                for right in range(-4, 5):
+                    v, u = min(max(y + down, 0), h - 1), min(max(x + right, 0), w - 1)
+                    distance = step * np.hypot(down, right)
+                    raised.append(heights[v * w + u] * np.exp(-2 * max(0, distance / sigma - 0.5) ** 2))
+            raised = torch.stack(raised)
+            values.append((raised * torch.exp(raised / 0.05)).sum() / torch.exp(raised / 0.05).sum())
+        return torch.stack(values)
+
+    heights, velocity, weight = torch.full((h * w,), 0.5, dtype=torch.float64), 0.0, 300.0
+    for _ in range(3):
+        heights = heights.detach().requires_grad_()
+        mask = mask_of_heights(heights)
+        large = torch.einsum("n,nhw->hw", mask, corners)
+        place = 2 * (1 - large)
+        first = levels[0] * (1 - place) + levels[1] * place
+        second = levels[1] * (2 - place) + levels[2] * (place - 1)
+        shown = torch.where(place < 1, first, second)
+        ranked, own = sorted(mask.tolist()), mask.tolist()
+        alike = [[wanted[i] for i, value in enumerate(ranked) if abs(value - mine) < 3.6e-15] for mine in own]
+        target = torch.tensor([float(sum(some)) / len(some) for some in alike], dtype=torch.float64)
+        gain = classifier.network(shown[None])[0, label] - weight * ((mask - target) ** 2).mean()
+        (gradient,) = torch.autograd.grad(gain, heights)
+        velocity = 0.9 * velocity + gradient
+        heights = (heights.detach() + 0.01 * velocity).clamp(0, 1)
+        weight *= 1.0035
+    return mask_of_heights(heights).detach().reshape(h, w).numpy()
+
+
+MASKED_TWINS = {
+    "deeplift": deeplift,
+    "extremalperturbation": extremalperturbation,
+    "iscam": iscam,
+    "occlusion": occlusion,
+    "rise": rise,
+    "scorecam": scorecam,
+    "sscam": sscam,
+}

@@ -12,8 +12,8 @@ from torch import Tensor
 from wsod.errors import ConfigError
 from wsod.maps.derivatives import full
 from wsod.maps.folding import folded
-from wsod.maps.tape import Tape, evaluation_mode
-from wsod.models.classifier import Classifier
+from wsod.maps.tape import Tape
+from wsod.models.classifier import Classifier, evaluation_mode
 
 __all__ = ["Forward", "Precision", "ScoreKind", "chunk_size", "ready", "scores_of", "sweeping"]
 
