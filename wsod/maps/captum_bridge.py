@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +61,15 @@ def _first(kind: Any) -> str:
     return names[0] if names else ""
 
 
+@contextmanager
+def _fork_numpy() -> Iterator[None]:
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
 def _attribute(
     kind: Any,
     tape: Tape,
@@ -71,7 +83,7 @@ def _attribute(
 ) -> Tensor:
     """captum's attribution of each case: at the target layer summed over channels, at the image over colours.
 
-    Random attributions draw from torch's generator, which is seeded and put back as it was.
+    Random attributions draw from torch's and numpy's global generators, which are seeded and put back.
     """
     classifier, where = tape.classifier, f"captum:{kind.__name__}"
     images, labels = tape.images.detach(), cases[:, 1].to(tape.images.device)
@@ -83,6 +95,7 @@ def _attribute(
     with (
         evaluation_mode(classifier),
         torch.random.fork_rng(devices),
+        _fork_numpy(),
         torch.inference_mode(False),
         torch.enable_grad(),
         warnings.catch_warnings(),
@@ -90,6 +103,7 @@ def _attribute(
         warnings.simplefilter("ignore")  # captum says at each call that it sets hooks
         for some in (slice(start, start + chunk) for start in range(0, len(cases), chunk)):
             torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
             shown = images[cases[some, 0].to(images.device)].clone()
             if baselines is not None and baselines.default is inspect.Parameter.empty:
                 options = {"baselines": torch.zeros_like(shown), **options}
