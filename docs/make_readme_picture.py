@@ -1,7 +1,7 @@
 """The README's picture: one case by several methods, stacked from a run's overlays.
 
     make quickstart
-    python docs/make_readme_picture.py runs/quickstart-…/atcon test_00000_cross.png docs/images/overlays.png
+    python docs/make_readme_picture.py runs/quickstart-…/atcon test_00000_cross.png docs/images/overlays.jpg
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ METHODS = ("gradcam", "layercam", "guidedbackprop")
 
 
 def stack(run: Path, case: str, target: Path) -> None:
-    """Write RUN/overlays/METHOD/CASE of all METHODS, one below the other, as a PNG of 256 colours."""
+    """Write RUN/overlays/METHOD/CASE of all METHODS, one below the other."""
     pictures = []
     for method in METHODS:
         with Image.open(run / "overlays" / method / case) as picture:
@@ -27,7 +27,7 @@ def stack(run: Path, case: str, target: Path) -> None:
         sheet.paste(picture, (0, top))
         top += picture.height
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256).save(target, optimize=True)
+    sheet.save(target, quality=90)
 
 
 if __name__ == "__main__":
