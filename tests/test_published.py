@@ -90,6 +90,9 @@ def test_coco_s_own_fake_detections() -> None:
     printed = [0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564]
     assert [round(value, 3) for value in names.values()] == printed
 
+    masks = json.loads((place / "instances_val2014_fakesegm100_results.json").read_text())
+    assert round(next(iter(coco_scores(truth, masks, "segm")[0].values())), 3) == 0.320
+
     # and through the reader and the metric, image by image; sizes are the boxes' there
     dataset = open_dataset(f"coco:annotations={place / 'instances_val2014_100.json'}")
     metric = METRICS["box_ap"](classes=len(dataset.classes))

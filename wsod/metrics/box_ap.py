@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -25,7 +25,7 @@ NAMES = (
 
 
 def coco_scores(
-    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]
+    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], kind: Literal["bbox", "segm"] = "bbox"
 ) -> tuple[dict[str, float], dict[int, float]]:
     """COCO's twelve numbers, and AP by category.
 
@@ -33,14 +33,22 @@ def coco_scores(
         truth: a COCO dictionary of `images`, `annotations` (ids from 1; an id 0 would never match) and
             `categories`.
         detections: COCO results: `image_id`, `category_id`, `bbox` (x, y, width, height), `score`. Of
-            equal scores the first given counts first.
+            equal scores the first given counts first. With `kind="segm"`, `segmentation` (RLE) instead of
+            `bbox`.
+        kind: overlap of boxes or of masks.
 
     Returns:
         Fractions by name; NaN where pycocotools says -1 (nothing to average).
     """
     # slow to import, and only this metric needs it
+    from pycocotools import mask
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
+    def area(detection: Mapping[str, Any]) -> float:
+        if kind == "bbox":
+            return float(detection["bbox"][2] * detection["bbox"][3])
+        return float(mask.area(detection["segmentation"]))
 
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO()
@@ -52,12 +60,11 @@ def coco_scores(
             "images": truth["images"],
             "categories": truth["categories"],
             "annotations": [
-                {**d, "id": n, "iscrowd": 0, "area": d["bbox"][2] * d["bbox"][3]}
-                for n, d in enumerate(detections, 1)
+                {**d, "id": n, "iscrowd": 0, "area": area(d)} for n, d in enumerate(detections, 1)
             ],
         }
         found.createIndex()
-        run = COCOeval(known, found, "bbox")
+        run = COCOeval(known, found, kind)
         run.evaluate()
         run.accumulate()
         run.summarize()
