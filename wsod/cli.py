@@ -74,6 +74,9 @@ def _shared(function: Any) -> Any:
                 help="At a faulty image: stop, or go on and list it.",
             ),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N."),
+            click.option(
+                "--tta", metavar="WHAT", help="Maps averaged over versions, such as flip,0.75,1.25 (scales)."
+            ),
             click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True),
             click.option(
                 "--threads",

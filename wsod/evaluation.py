@@ -59,6 +59,7 @@ class Request:
         limit: first N images only; 0 = all.
         on_error: stop at the first fault, or go on and list it.
         device: auto, cpu, cuda or cuda:N.
+        tta: test-time augmentation of the maps: `flip` and scales, such as `flip,0.75,1.25`.
         batch_size: images a forward pass.
         threads: image decoding threads.
         save_maps: keep the maps under OUT/maps.
@@ -80,6 +81,7 @@ class Request:
     limit: int = 0
     on_error: Literal["fail", "skip"] = "fail"
     device: str = "auto"
+    tta: str = ""
     batch_size: int = 16
     threads: int = 2
     save_maps: bool = False
@@ -194,6 +196,7 @@ def _items(
             batch_size=request.batch_size,
             threads=request.threads,
             frame=frame,
+            tta=request.tta,
         )
     else:
         computed = _annotations(run.dataset, indices)

@@ -99,6 +99,7 @@ def iterate_maps(
     batch_size: int = 16,
     threads: int = 2,
     frame: int = 0,
+    tta: str = "",
 ) -> Iterator[tuple[Sample, dict[str, AttentionMaps]] | Fault]:
     """Every image's maps by every method, in the order of `indices`; a Fault for an image that fails.
 
@@ -144,7 +145,9 @@ def iterate_maps(
         if isinstance(group, Fault):
             yield group
         else:
-            yield from _batch_maps(classifier, group, methods, tape_methods, columns, labels, device, frame)
+            yield from _batch_maps(
+                classifier, group, methods, tape_methods, columns, labels, device, frame, tta
+            )
 
 
 def _batches(loaded: Iterator[_Loaded | Fault], batch_size: int) -> Iterator[list[_Loaded] | Fault]:
@@ -177,10 +180,12 @@ def _batch_maps(
     rule: LabelRule,
     device: str,
     frame: int,
+    tta: str,
 ) -> Iterator[tuple[Sample, dict[str, AttentionMaps]] | Fault]:
     import torch
 
     from wsod.maps import tape_for
+    from wsod.maps.tta import fused_maps, views_of
 
     images = torch.stack([item.tensor for item in batch]).to(device, non_blocking=True)
     tape = tape_for(classifier, images, tape_methods.values())
@@ -191,8 +196,8 @@ def _batch_maps(
     cases = torch.tensor(np.array([rows, flat], np.int64).T, device=device)
     stacks = {}
     if len(cases):
-        for name, method in tape_methods.items():
-            stacks[name] = method(tape, cases).detach().float().cpu().numpy()
+        found = fused_maps(tape, cases, tape_methods, views_of(tta))
+        stacks = {name: maps.float().cpu().numpy() for name, maps in found.items()}
     backward = np.full(scores.shape[1], -1, np.int64)
     backward[columns] = np.arange(len(columns))
     start = 0

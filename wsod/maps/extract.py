@@ -12,6 +12,7 @@ from wsod.errors import ConfigError
 from wsod.maps.method import MapMethod
 from wsod.maps.registry import METHODS
 from wsod.maps.tape import Tape
+from wsod.maps.tta import fused_maps, views_of
 from wsod.models import Classifier, load_classifier
 
 __all__ = ["Attention", "Labels", "attention_maps", "cases_of", "tape_for"]
@@ -72,7 +73,12 @@ def tape_for(classifier: Classifier, images: Tensor, methods: Iterable[MapMethod
 
 
 def attention_maps(
-    classifier: nn.Module, images: Tensor, labels: Labels, methods: Sequence[str] = ("gradcam",)
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Labels,
+    methods: Sequence[str] = ("gradcam",),
+    *,
+    tta: str | Sequence[str] = (),
 ) -> Attention:
     """Attention maps of a batch of preprocessed images. The classifier is left as it was.
 
@@ -83,6 +89,8 @@ def attention_maps(
         images: (N, 3, H, W), preprocessed, on the classifier's device.
         labels: one label an image; a list of labels each; or multi-hot (N, C).
         methods: names in `METHODS`; `NAME:key=value,…` gives a method's own options.
+
+        tta: test-time augmentation: `flip` and scales, such as `"flip,0.75,1.25"`; maps are then means.
 
     Returns:
         The cases, a stack of maps a method, and the logits; all detached, on the images' device.
@@ -99,6 +107,7 @@ def attention_maps(
         {'gradcam': (2, 8, 8), 'layercam': (2, 8, 8)}
     """
     entries = {name: METHODS[name] for name in methods}
+    views = views_of(tta)
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         raise ConfigError("images", "a floating point tensor (N, 3, H, W)", getattr(images, "shape", images))
     wrapped = (
@@ -108,5 +117,5 @@ def attention_maps(
     )
     tape = tape_for(wrapped, images, entries.values())
     cases = cases_of(labels, len(images), tape.logits.shape[1])
-    maps = {name: method(tape, cases).detach() for name, method in entries.items()}
+    maps = fused_maps(tape, cases, entries, views)
     return Attention(cases.to(images.device), maps, tape.logits.detach())
