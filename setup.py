@@ -18,6 +18,7 @@ TEST = [
     "ruff>=0.5",
     "scikit-learn>=1.4",
     "timm>=1.0",
+    "zennit>=0.5.1",
 ]
 
 setup(

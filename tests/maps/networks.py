@@ -76,6 +76,34 @@ class DeepHead(nn.Module):
         return self.head(self.last(self.body(x)))
 
 
+class ResidualNet(nn.Module):
+    """Batch norms, ReLU6, a sum in place, a concatenation, max-pooling, two fully connected layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 2, 1, bias=False)
+        self.inner, self.outer = nn.Conv2d(4, 5, 3, 1, 1, bias=False), nn.Conv2d(5, 4, 3, 1, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(channels) for channels in (4, 5, 4)])
+        self.side = nn.Conv2d(4, 3, 3, 1, "same")
+        self.hidden, self.fc = nn.Linear(7, 6), nn.Linear(6, len(CLASSES))
+        self.relu = nn.ReLU(inplace=True)
+        for norm in self.norms:
+            nn.init.normal_(norm.bias, std=0.2)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+        with torch.no_grad():
+            self.norms[1].weight *= 30  # beyond 6
+            self.norms[0].weight[1] *= -1
+            self.norms[2].weight[:2] = torch.tensor([0.0, -1.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norms[0](self.stem(x)))
+        y = self.norms[2](self.outer(F.relu6(self.norms[1](self.inner(x)), inplace=True)))
+        y += x
+        y = self.relu(y)
+        y = F.max_pool2d(torch.cat([y, self.relu(self.side(y))], 1), 2)
+        return self.fc(self.relu(self.hidden(F.adaptive_avg_pool2d(y, 1).flatten(1))))
+
+
 class ChannelsLastNet(nn.Module):
     """As Swin: the target layer's output is (N, h, w, D); h = 4, w = 6 and D = 5 for a 16×24 image."""
 
@@ -122,6 +150,7 @@ class SmallViT(VisionTransformer):
 _KINDS = {
     "relu": (ReluNet, "relus.2", {}),
     "deep": (DeepHead, "last", {}),
+    "residual": (ResidualNet, "side", {}),
     "nhwc": (ChannelsLastNet, "norm", {"layout": "NHWC"}),
     "tokens": (TokenNet, "norm", {"layout": "tokens", "prefix": 1}),
     "vit": (SmallViT, "encoder.layers.-1.ln_1", {"layout": "tokens", "prefix": 1}),

@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from tests.maps.networks import batch, make
-from tests.maps.twins import TWINS
+from tests.maps.quick import quick
+from tests.maps.twins import TWINS as SINGLE_TWINS
 from tests.maps.twins_attention import ATTENTION_TWINS
+from tests.maps.twins_excitation import EXCITATION_TWINS
+from tests.maps.twins_masked import MASKED_TWINS
+from tests.maps.twins_relevance import RELEVANCE_TWINS
 from wsod.errors import ModelError
 from wsod.maps import METHODS, Tape, attention_maps
+
+TWINS = {**SINGLE_TWINS, **MASKED_TWINS, **RELEVANCE_TWINS, **EXCITATION_TWINS}
+BACKWARD_RULES = {*RELEVANCE_TWINS, *EXCITATION_TWINS}
 
 # three images, different classes, several of one image, one class twice; scores of both signs among them
 LABELS = [[2, 0, 3], [1], [0, 2]]
@@ -22,6 +29,8 @@ REFUSED = {
     "tokens": {"cam", "fullgrad", "guidedbackprop", "deconvnet", "guidedgradcam", "legrad"},
     "vit": {"cam", "fullgrad", "guidedbackprop", "deconvnet", "guidedgradcam"},
 }
+for kind in ("nhwc", "tokens", "vit"):
+    REFUSED[kind] |= {"deeplift", *BACKWARD_RULES}
 for kind in ("deep", "relu", "nhwc"):
     REFUSED[kind] |= set(ATTENTION_TWINS)
 
@@ -30,7 +39,7 @@ PAIRS = [
     (kind, name)
     for kind in REFUSED
     for name in TWINS
-    if not (kind == "deep" and name in ("guidedbackprop", "deconvnet", "guidedgradcam"))
+    if not (kind == "deep" and name in ("guidedbackprop", "deconvnet", "guidedgradcam", *BACKWARD_RULES))
     and not (kind == "tokens" and name in ("rollout", "gradientrollout", "transmm"))
 ]
 
@@ -45,11 +54,11 @@ def test_batch_equals_slow_twin(kind, name):
     images = batch(3, (16, 24) if kind == "nhwc" else (16, 16))
     if name in REFUSED[kind]:
         with pytest.raises(ModelError, match=r"Use (grad|transmm)"):
-            attention_maps(classifier, images, LABELS, [name])
+            attention_maps(classifier, images, LABELS, [quick(name)])
         return
-    found = attention_maps(classifier, images, LABELS, [name])
+    found = attention_maps(classifier, images, LABELS, [quick(name)])
     assert found.cases.tolist() == [[0, 2], [0, 0], [0, 3], [1, 1], [2, 0], [2, 2]]
-    for (row, label), values in zip(found.cases.tolist(), found.maps[name], strict=True):
+    for (row, label), values in zip(found.cases.tolist(), found.maps[quick(name)], strict=True):
         expected = TWINS[name](classifier, images[row], label)
         np.testing.assert_allclose(values.numpy(), expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
 

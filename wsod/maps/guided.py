@@ -10,26 +10,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ReluMode", "Rule", "Switch"]
+__all__ = ["Rectifier", "ReluMode", "Rule", "Rules", "Switch"]
 
 Rule = Literal["plain", "guided", "deconvnet"]
+
+
+class Rules(Protocol):
+    """Backward rules beyond the gradient's (see `wsod.maps.relevance`); here, what rectifiers ask of them."""
+
+    def rectifier(self, site: Rectifier, grad: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """What goes back through y = rectifier(z)."""
+        ...
 
 
 class Switch:
     """The rule in force, shared by all rectifiers of one forward pass."""
 
     def __init__(self) -> None:
-        self.rule: Rule = "plain"
+        self.rule: Rule | Rules = "plain"
 
     @contextmanager
-    def set(self, rule: Rule) -> Iterator[None]:
+    def set(self, rule: Rule | Rules) -> Iterator[None]:
         """Use `rule` for backward passes inside the block."""
         before, self.rule = self.rule, rule
         try:
@@ -38,38 +47,61 @@ class Switch:
             self.rule = before
 
 
-class _Rectify(torch.autograd.Function):
-    """y = clamp(x, 0, high), negative values kept times `slope` (leaky).
+@dataclass(frozen=True)
+class Rectifier:
+    """One call of a rectifier: y = clamp(x, 0, high), negative values kept times `slope` (leaky).
 
-    Backward, with gate = ∂y/∂x: plain grad·gate; guided grad·gate·[grad > 0] (Springenberg et al., 2015);
+    Args:
+        high: its upper bound, or None.
+        slope: its slope below zero.
+        switch: the rule in force.
+        keep: its input will be asked for.
+        first: it follows the network's first layer.
+    """
+
+    high: float | None
+    slope: float
+    switch: Switch
+    keep: bool = False
+    first: bool = False
+
+
+class _Rectify(torch.autograd.Function):
+    """Backward, with gate = ∂y/∂x: plain grad·gate; guided grad·gate·[grad > 0] (Springenberg et al., 2015);
     deconvnet grad·[grad > 0] (Zeiler & Fergus, 2014). Gates are constants, so the second derivative is exact.
+    Other rules are asked.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, high: float | None, slope: float, inplace: bool, switch: Switch
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, inplace: bool, site: Rectifier, *kept: Tensor) -> Tensor:
+        high, slope = site.high, site.slope
         if inplace:
             ctx.mark_dirty(x)
             y = F.leaky_relu_(x, slope) if slope else x.clamp_(0, high)
         else:
             y = F.leaky_relu(x, slope) if slope else x.clamp(0, high)
         # the output tells the gate as well as the input would, and the next layer keeps it anyway
-        ctx.save_for_backward(y)
-        ctx.high, ctx.slope, ctx.switch = high, slope, switch
+        ctx.save_for_backward(y, *kept)
+        ctx.site = site
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, (y,) = grads[0], ctx.saved_tensors
-        rule = ctx.switch.rule
+        grad, (y, *kept), site = grads[0], ctx.saved_tensors, ctx.site
+        rule = site.switch.rule
+        if not isinstance(rule, str):
+            z = kept[0] if kept else torch.where(y < 0, y / site.slope, y) if site.slope else y
+            return rule.rectifier(site, grad, y, z), None, None, *[None] * len(kept)
         if rule == "deconvnet":
-            return grad * (grad > 0), None, None, None, None
+            return grad * (grad > 0), None, None, *[None] * len(kept)
+        if rule == "plain" and site.high is None and not site.slope:
+            return torch.ops.aten.threshold_backward(grad, y, 0), None, None, *[None] * len(kept)
         open_ = y > 0
-        if ctx.high is not None:
-            open_ = open_ & (y < ctx.high)
-        gated = torch.where(open_, grad, grad * ctx.slope) if ctx.slope else grad * open_
-        return gated * (gated > 0) if rule == "guided" else gated, None, None, None, None
+        if site.high is not None:
+            open_ = open_ & (y < site.high)
+        gated = torch.where(open_, grad, grad * site.slope) if site.slope else grad * open_
+        gated = gated * (gated > 0) if rule == "guided" else gated
+        return gated, None, None, *[None] * len(kept)
 
 
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[float | None, float, bool] | None]
@@ -152,6 +184,10 @@ class ReluMode(TorchFunctionMode):
         self.calls = 0
         self.others: Counter[str] = Counter()
 
+    def site(self, x: Tensor, high: float | None, slope: float) -> Rectifier:
+        """The description of a rectifier's call on x."""
+        return Rectifier(high, slope, self.switch)
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -161,7 +197,11 @@ class ReluMode(TorchFunctionMode):
         if found is not None:
             self.calls += 1
             x = args[0] if args else kwargs["input"]
-            return cast(Any, _Rectify.apply)(x, *found, self.switch)
+            high, slope, inplace = found
+            site = self.site(x, high, slope)
+            # above its bound the output no longer tells the input
+            kept = (x.clone() if inplace else x,) if site.keep and high is not None else ()
+            return cast(Any, _Rectify.apply)(x, inplace, site, *kept)
         if reader or func in _OTHERS:
             self.others[_OTHERS.get(func, getattr(func, "__name__", "activation"))] += 1
         return func(*args, **kwargs)

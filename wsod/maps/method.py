@@ -32,6 +32,8 @@ Need = Literal[
     "image",
     "input_gradient",
     "nothing",
+    "probability",
+    "relevance",
 ]
 
 
@@ -52,7 +54,8 @@ class MapMethod:
         needs: what the tape has to give: `class_weights` (a head that is linear on pooled features),
             `gradient` and `hessian` (at the target layer), `input_gradient` (the whole graph), `biases` (the
             outputs of all layers that have one), `forwards` (further forward passes), `attentions` and
-            `attention_gradients` (a transformer's attention weights), `image` (its pixels, no classifier),
+            `attention_gradients` (a transformer's attention weights), `relevance` and `probability` (backward
+            rules of linear layers, and of sums and means), `image` (its pixels, no classifier),
             `nothing` (neither classifier nor image).
         class_specific: whether the map depends on the class.
         differentiable: whether `create_graph=True` gives maps that can be trained through.
@@ -81,8 +84,9 @@ class MapMethod:
         """
         known = inspect.signature(self.function).parameters
         own = [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name not in _SHARED]
+        any_name = any(p.kind is p.VAR_KEYWORD for p in known.values())
         for name in options:
-            if name not in own:
+            if name not in own and not any_name:
                 hint = nearest(name, own) if own else "It has none."
                 raise ConfigError(self.summary, "an option of the method", repr(name), hint)
         return replace(self, options={**self.options, **options})

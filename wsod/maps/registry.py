@@ -6,16 +6,23 @@ from wsod.config import parse_settings
 from wsod.maps.ablation import ablationcam
 from wsod.maps.backprop import deconvnet, gradient, guidedbackprop, guidedgradcam, inputxgradient
 from wsod.maps.cam import cam
+from wsod.maps.captum_bridge import captum_method
 from wsod.maps.controls import center, center_point, random, sobel, uniform
+from wsod.maps.deeplift import deeplift
 from wsod.maps.eigencam import eigencam, eigengradcam
 from wsod.maps.elementwise import elementgradcam, hirescam, layercam
+from wsod.maps.excitation import contrastiveexcitationbackprop, excitationbackprop
+from wsod.maps.extremal import extremalperturbation
 from wsod.maps.finercam import finercam
 from wsod.maps.fullgrad import fullgrad
 from wsod.maps.gradcam import gradcam, gradcam_plus_plus, xgradcam
 from wsod.maps.legrad import legrad
+from wsod.maps.lrp import lrp
 from wsod.maps.method import MapMethod, Need
+from wsod.maps.occlusion import occlusion, rise
 from wsod.maps.rollout import gradientrollout, rollout, transmm
 from wsod.maps.sampled import integratedgradients, smoothgrad
+from wsod.maps.scorecam import iscam, scorecam, sscam
 from wsod.maps.shapleycam import shapleycam
 from wsod.registry import Registry
 
@@ -31,11 +38,15 @@ _MANY: frozenset[Need] = frozenset({"forwards"})
 
 
 class _Methods(Registry[MapMethod]):
-    """Map methods by name; `NAME:key=value,…` is one with other options."""
+    """Map methods by name; `NAME:key=value,…` is one with other options, `captum:NAME` one of captum's."""
 
     def __getitem__(self, name: str) -> MapMethod:
         base, colon, text = name.partition(":")
-        method = super().__getitem__(base)
+        if base == "captum" and colon:
+            kind, colon, text = text.partition(":")
+            method = captum_method(kind)
+        else:
+            method = super().__getitem__(base)
         return method.configured(parse_settings(text.split(","))) if colon else method
 
 
@@ -80,6 +91,33 @@ METHODS: Registry[MapMethod] = _Methods(
             frozenset({"forwards"}),
             differentiable=False,
         ),
+        "scorecam": MapMethod(
+            scorecam,
+            "ReLU Σ w_d·A_d, w_d = softmax of the score of the image masked by A_d",
+            "Wang et al. 2020",
+            _MANY,
+            differentiable=False,
+        ),
+        "sscam": MapMethod(
+            sscam, "Score-CAM averaged over noisy masks", "Wang et al. 2020 (SS)", _MANY, differentiable=False
+        ),
+        "iscam": MapMethod(
+            iscam,
+            "Score-CAM averaged along a path of masks",
+            "Naidu et al. 2020",
+            _MANY,
+            differentiable=False,
+        ),
+        "occlusion": MapMethod(
+            occlusion,
+            "mean drop of the score over windows that hide the pixel",
+            "Zeiler & Fergus 2014",
+            _MANY,
+            differentiable=False,
+        ),
+        "rise": MapMethod(
+            rise, "Σ s(x⊙M)·M over random smooth masks M", "Petsiuk et al. 2018", _MANY, differentiable=False
+        ),
         "gradient": MapMethod(gradient, "max |∂s/∂x| over RGB", "Simonyan et al. 2014", _INPUT),
         "inputxgradient": MapMethod(inputxgradient, "Σ x·∂s/∂x over RGB", "Shrikumar et al. 2016", _INPUT),
         "smoothgrad": MapMethod(smoothgrad, "|mean ∂s/∂x over noisy copies|", "Smilkov et al. 2017", _MANY),
@@ -88,6 +126,13 @@ METHODS: Registry[MapMethod] = _Methods(
             "|x·∫ ∂s/∂x| along the path from the mean colour",
             "Sundararajan et al. 2017",
             _MANY,
+        ),
+        "deeplift": MapMethod(
+            deeplift,
+            "Σ m·(x - x₀), multipliers m by the rescale rule, x₀ the mean colour",
+            "Shrikumar et al. 2017",
+            _MANY,
+            differentiable=False,
         ),
         "guidedbackprop": MapMethod(
             guidedbackprop, "|∂s/∂x|, ReLUs pass back only the positive", "Springenberg et al. 2015", _INPUT
@@ -103,6 +148,31 @@ METHODS: Registry[MapMethod] = _Methods(
             "ψ(x·∂s/∂x) + Σ ψ(b·∂s/∂z) over all biases b, ψ = upsample(min-max(|·|))",
             "Srinivas & Fleuret 2019",
             _BIASES,
+        ),
+        "extremalperturbation": MapMethod(
+            extremalperturbation,
+            "the smooth mask of area a through which the score is highest",
+            "Fong et al. 2019",
+            _MANY,
+            differentiable=False,
+        ),
+        "lrp": MapMethod(
+            lrp,
+            "R_i = Σ_j x_i·w_ij·R_j / (z_j ± ε), layer by layer; further rules as options",
+            "Bach et al. 2015",
+            frozenset({"input_gradient", "relevance"}),
+        ),
+        "excitationbackprop": MapMethod(
+            excitationbackprop,
+            "P_i = Σ_j a_i·w⁺_ij / Σ a·w⁺_j·P_j, from the class to the target layer (MWP)",
+            "Zhang et al. 2016",
+            frozenset({"probability"}),
+        ),
+        "contrastiveexcitationbackprop": MapMethod(
+            contrastiveexcitationbackprop,
+            "excitation backprop minus that of the negated class weights (c-MWP)",
+            "Zhang et al. 2016",
+            frozenset({"probability"}),
         ),
         "rollout": MapMethod(
             rollout,

@@ -9,8 +9,8 @@ keeps the whole graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence, Set
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -24,26 +24,14 @@ from wsod.errors import ConfigError, ModelError
 from wsod.maps.attentions import attention_mode
 from wsod.maps.biases import bias_layers
 from wsod.maps.derivatives import differentiate, full, hessian_product
-from wsod.maps.guided import ReluMode, Rule
+from wsod.maps.guided import Rule, Rules
 from wsod.maps.head import Form, inspect_head
-from wsod.models.classifier import Classifier, resolve_layer
+from wsod.maps.relevance import backward_mode
+from wsod.models.classifier import Classifier, evaluation_mode, resolve_layer
 
 __all__ = ["Hook", "Tape", "evaluation_mode"]
 
 Hook = Callable[[nn.Module, Any, Any], Any]
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Every part of `module` in evaluation mode, and back in its own afterwards."""
-    training = [part for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 class Tape:
@@ -87,9 +75,10 @@ class Tape:
     ) -> None:
         self.classifier = classifier
         self.layers = tuple(resolve_layer(classifier.network, path) for path in layers)
-        self.needs, self.create_graph, self._eval_mode = frozenset(needs), create_graph, eval_mode
+        self.needs, self.create_graph, self.eval_mode = frozenset(needs), create_graph, eval_mode
         self._where = f"{classifier.arch}, layer {classifier.target_layer}"
-        self._mode = ReluMode() if "input_gradient" in needs else None
+        self.mode = backward_mode(self.needs)
+        whole = "input_gradient" in needs
         self.attention_mode = attention_mode(needs)
         device = images.device.type
         self._cast = device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
@@ -102,15 +91,15 @@ class Tape:
         with torch.inference_mode(False):
             images = images.clone() if images.is_inference() else images
             images = images if create_graph and images.requires_grad else images.detach()
-            if self._mode is not None and not images.requires_grad:
+            if whole and not images.requires_grad:
                 images.requires_grad_()
             self.images = images
             kept = dict.fromkeys((classifier.target_layer, *self.layers, *self.biases))
             hooks: list[tuple[str, Hook]] = [(path, partial(self._capture, path)) for path in kept]
             if classifier.attention_layer is not None:
                 hooks.append((classifier.attention_layer, self._attend))
-            graph = create_graph or self._mode is not None
-            self._logits = self.run(images, hooks, graph, self._mode, self.attention_mode)
+            graph = create_graph or whole
+            self._logits = self.run(images, hooks, graph, self.mode, self.attention_mode)
             self._leaf = self._only(classifier.target_layer)
             self.logits = full(self._logits)
             self.features = full(classifier.grid(self._leaf))
@@ -143,12 +132,12 @@ class Tape:
         self, images: Tensor, hooks: list[tuple[str, Hook]], graph: bool, *modes: TorchFunctionMode | None
     ) -> Tensor:
         """Logits of a pass with these forward hooks, which are gone afterwards, as is evaluation mode."""
-        mode = evaluation_mode(self.classifier) if self._eval_mode else nullcontext()
+        mode = evaluation_mode(self.classifier) if self.eval_mode else nullcontext()
         handles: list[RemovableHandle] = []
         try:
             for path, hook in hooks:
                 handles.append(self.classifier.network.get_submodule(path).register_forward_hook(hook))
-            with mode, self._autocast(), torch.set_grad_enabled(graph), ExitStack() as stack:
+            with mode, self.autocast(), torch.set_grad_enabled(graph), ExitStack() as stack:
                 if self.create_graph or "hessian" in self.needs:
                     # fused attention has no second derivative
                     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -160,16 +149,23 @@ class Tape:
             for handle in handles:
                 handle.remove()
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         """The caller's autocast when the tape was made; maps themselves are computed without."""
         device, enabled, dtype = self._cast
         return torch.autocast(device, dtype=dtype, enabled=enabled)
 
-    def again(self, images: Tensor, needs: Set[str], create_graph: bool) -> Tape:
+    def again(
+        self, images: Tensor, needs: Set[str], create_graph: bool, layers: Sequence[str] = ()
+    ) -> Tape:
         """A tape of other images, made as this one was."""
-        with self._autocast():
+        with self.autocast():
             return Tape(
-                self.classifier, images, needs=needs, create_graph=create_graph, eval_mode=self._eval_mode
+                self.classifier,
+                images,
+                needs=needs,
+                layers=layers,
+                create_graph=create_graph,
+                eval_mode=self.eval_mode,
             )
 
     def hessian_product(self, cases: Tensor, scores: Tensor, create_graph: bool = False) -> Tensor:
@@ -200,7 +196,7 @@ class Tape:
 
     @property
     def relu_calls(self) -> int:
-        return self._mode.calls if self._mode is not None else 0
+        return self.mode.calls if self.mode is not None else 0
 
     @property
     def attention(self) -> Tensor:
@@ -318,13 +314,19 @@ class Tape:
         return self._reached(image), pairs
 
     def derivatives(
-        self, what: str, targets: Sequence[Tensor], cases: Tensor, create_graph: bool = False
+        self, what: object, targets: Sequence[Tensor], cases: Tensor, create_graph: bool = False
     ) -> list[Tensor | None]:
         """∂ logit of each case / ∂ other tensors of the pass; under the same name not computed again."""
         key = self._key(what, cases, create_graph)
         if key not in self._derivatives:
             self._derivatives[key] = differentiate(self._logits, targets, cases, create_graph)
         return self._derivatives[key]
+
+    def sent_back(self, rules: Rules, cases: Tensor, create_graph: bool = False) -> Tensor:
+        """(M, D, h, w): what these rules send back from each case's logit to the target layer."""
+        assert self.mode is not None
+        with self.mode.switch.set(rules):
+            return self._on_grid(self._reached(self.derivatives(rules, [self._leaf], cases, create_graph)[0]))
 
     def input_gradient(self, cases: Tensor, *, rule: Rule = "plain", create_graph: bool = False) -> Tensor:
         """∂ logit of each case / ∂ image, (M, 3, H, W), rectifiers following `rule` on the way back.
@@ -338,22 +340,22 @@ class Tape:
         Raises:
             ModelError: for `guided` and `deconvnet` where the network's activations are not rectifiers.
         """
-        if self._mode is None:
+        if self.mode is None or "input_gradient" not in self.needs:
             raise ConfigError("Tape", "needs={'input_gradient'} for input gradients", sorted(self.needs))
         if rule != "plain":
             self.refuse_other_activations(f"{rule} rule")
         key = self._key(rule, cases, create_graph)
         if key not in self._gradients:
-            with self._mode.switch.set(rule):
+            with self.mode.switch.set(rule):
                 self._gradients[key] = self._differentiate(self.images, cases, create_graph)
         return self._gradients[key]
 
     def refuse_other_activations(self, what: str) -> None:
         """Raise where the network's activations are not rectifiers that a rule can switch."""
-        if self._mode is None:
+        if self.mode is None:
             raise ConfigError("Tape", "needs={'input_gradient'} for input gradients", sorted(self.needs))
-        if self._mode.others or not self._mode.calls:
-            found = ", ".join(f"{n} calls of {name}" for name, n in self._mode.others.items())
+        if self.mode.others or not self.mode.calls:
+            found = ", ".join(f"{n} calls of {name}" for name, n in self.mode.others.items())
             raise ModelError(
                 f"{self.classifier.arch}, {what}",
                 "a network whose activations are ReLUs",
@@ -361,7 +363,7 @@ class Tape:
                 "Use gradient or gradcam.",
             )
 
-    def _key(self, what: str, cases: Tensor, create_graph: bool) -> tuple[object, ...]:
+    def _key(self, what: object, cases: Tensor, create_graph: bool) -> tuple[object, ...]:
         """What names a gradient; refuses what cannot be computed."""
         if create_graph and not self.create_graph:
             raise ConfigError("Tape", "create_graph=True when it was made", "create_graph=False")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -14,10 +15,23 @@ from wsod.errors import ModelError
 from wsod.models.preprocess import Preprocess
 from wsod.registry import nearest
 
-__all__ = ["Classifier", "Layout", "resolve_layer"]
+__all__ = ["Classifier", "Layout", "evaluation_mode", "resolve_layer"]
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 Task = Literal["multiclass", "multilabel"]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every part of `module` in evaluation mode, and back in its own afterwards."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def resolve_layer(network: nn.Module, path: str) -> str:
