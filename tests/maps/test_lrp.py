@@ -76,7 +76,7 @@ def test_epsilon_of_a_chain_is_the_layers_own(epsilon):
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
 
 
-CHAINS = [("resnet18", 64), ("squeezenet1_1", 64), ("mobilenet_v2", 64)]
+CHAINS = [("resnet18", 32), ("squeezenet1_1", 64), ("mobilenet_v2", 32)]
 LARGE = [pytest.param(name, 64, marks=pytest.mark.slow) for name in ("densenet121", "vgg11", "vgg16_bn")]
 
 
@@ -195,6 +195,22 @@ def test_outputs_overwritten_in_place(name):
         found.append(relevance(tape, CASES, composite(tape, name)))
         maps = attention_maps(classifier, batch(2), [0, 1], ["excitationbackprop"]).maps
         found[-1] = (found[-1], maps["excitationbackprop"])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "excitation"])
+def test_hooks_that_hand_on_copies_change_nothing(name):
+    """Capturing a convolution's output must not keep its batch norm, or its ReLU, from being recognised."""
+    classifier, images, found = make("residual"), pixels(batch(2)), []
+    needs = NEEDS | {"probability", "biases"}
+    for options in ({"needs": NEEDS}, {"needs": needs, "layers": ("stem", "inner", "norms.0", "outer")}):
+        if name == "excitation":
+            classifier.target_layer = "stem"
+            tape = Tape(classifier, images, **(options | {"needs": options["needs"] | {"probability"}}))
+            found.append(METHODS["excitationbackprop"](tape, CASES))
+        else:
+            tape = Tape(classifier, images, **options)
+            found.append(relevance(tape, CASES, composite(tape, name, "flat")))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-15)
 
 
@@ -386,8 +402,10 @@ COMPOSITES = {
 
 @pytest.mark.parametrize("first", FIRST)
 @pytest.mark.parametrize("name", list(COMPOSITES))
-@pytest.mark.parametrize("arch", [pytest.param("vgg11", marks=pytest.mark.slow), "resnet18"])
-def test_equals_zennit(arch, name, first):
+@pytest.mark.parametrize(
+    ("arch", "size"), [pytest.param("vgg11", 64, marks=pytest.mark.slow), ("resnet18", 32)]
+)
+def test_equals_zennit(arch, size, name, first):
     zennit = pytest.importorskip("zennit", reason="zennit is not installed")
     from zennit import composites
     from zennit import torchvision as canonizers
@@ -397,7 +415,7 @@ def test_equals_zennit(arch, name, first):
     peer = COMPOSITES[name][FIRST.index(first) > 0]
     if peer is None or (first == "zb") != peer.endswith("Box"):
         pytest.skip("zennit has no such composite")
-    classifier, images = torchvision(arch, None, 64)
+    classifier, images = torchvision(arch, None, size)
     images = pixels(images)
     for module in classifier.modules():
         if isinstance(module, nn.BatchNorm2d):

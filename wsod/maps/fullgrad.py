@@ -45,7 +45,7 @@ def fullgrad(
     """
     if rescale not in ("channel", "layer"):
         raise ConfigError("rescale", "channel or layer", repr(rescale))
-    tape.refuse_other_activations("full gradient")
+    tape.relus.refuse_others(f"{tape.classifier.arch}, full gradient")
     size = tape.images.shape[-2:]
     maps: list[tuple[int, Tensor]] = []
     # one case an image at a time: the gradients at all layers are as large as the network's activations

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from wsod.errors import ModelError
+
 __all__ = ["Rectifier", "ReluMode", "Rule", "Rules", "Switch"]
 
 Rule = Literal["plain", "guided", "deconvnet"]
@@ -183,6 +185,21 @@ class ReluMode(TorchFunctionMode):
         self.switch = Switch()
         self.calls = 0
         self.others: Counter[str] = Counter()
+
+    def refuse_others(self, where: str) -> None:
+        """Raise, naming `where`, if the network's activations are not rectifiers that a rule can switch.
+
+        Raises:
+            ModelError: with an alternative.
+        """
+        if self.others or not self.calls:
+            found = ", ".join(f"{n} calls of {name}" for name, n in self.others.items())
+            raise ModelError(
+                where,
+                "a network whose activations are ReLUs",
+                found or "no ReLU call that can be replaced",
+                "Use gradient or gradcam.",
+            )
 
     def site(self, x: Tensor, high: float | None, slope: float) -> Rectifier:
         """The description of a rectifier's call on x."""

@@ -68,10 +68,9 @@ class Layer(Node):
         """Remember the values of the output, as they are now (in-place rectification leaves what counts)."""
         self._output, self._version = output.detach(), output._version
 
-    def fold(self, scale: Tensor, shift: Tensor, output: Tensor) -> None:
-        """A batch normalisation s·z + t of the output comes next (if nothing changed that in between)."""
-        if output._version == self._version:
-            self._norm = scale, shift
+    def fold(self, scale: Tensor, shift: Tensor) -> None:
+        """A batch normalisation s·z + t of the output comes next."""
+        self._norm = scale, shift
 
     def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """s·W and s·b + t, (out, ...) and (out,)."""
@@ -210,7 +209,8 @@ class RelevanceMode(ReluMode):
         self.shares = shares
         self.gates: Counter[str] = Counter()
         self.entry: Tensor | None = None
-        self._last: tuple[weakref.ref[Tensor], Layer] | None = None
+        # the last layer, its output, and that output's version
+        self._last: tuple[weakref.ref[Tensor], Layer, int] | None = None
         self._first_output: weakref.ref[Tensor] | None = None
 
     def site(self, x: Tensor, high: float | None, slope: float) -> Rectifier:
@@ -232,6 +232,8 @@ class RelevanceMode(ReluMode):
         if func in _UNKNOWN or (func in _PRODUCTS and _two_maps(args)):
             self.gates[_UNKNOWN.get(func, "product of feature maps")] += 1
         result = super().__torch_function__(func, types, args, kwargs)
+        if func is Tensor.clone:  # a hook hands on a copy
+            self._follow(args[0], result)
         # rectified in place, a layer's output still says all that is asked: below zero no relevance arrives
         if func in _RELUS and self._last is not None and args and self._last[0]() is result is args[0]:
             self._last[1].watch(cast(Tensor, result))
@@ -250,7 +252,7 @@ class RelevanceMode(ReluMode):
         layer = Layer(self.switch, run, dense=dense, first=first, weight=weakref.ref(weight))
         output = _lay(func(input, weight, bias, *rest, **options), layer, input, weight, bias)
         layer.watch(output)
-        self._last = weakref.ref(output), layer
+        self._last = weakref.ref(output), layer, output._version
         if first:
             self._first_output = weakref.ref(output)
         return output
@@ -275,14 +277,20 @@ class RelevanceMode(ReluMode):
         scale = (variance + eps).rsqrt()
         scale = scale if weight is None else scale * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        if self._last is not None and self._last[0]() is input:
-            self._last[1].fold(scale, shift, input)
+        if self._last is not None and self._last[0]() is input and input._version == self._last[2]:
+            self._last[1].fold(scale, shift)
         output = func(input, running_mean, running_var, weight, bias, training, momentum, eps)
         if training or self.shares:
             output = _lay(output, Node("norm", self.switch, func), input, scale)
         if self._first_output is not None and self._first_output() is input:
             self._first_output = weakref.ref(output)
         return cast(Tensor, output)
+
+    def _follow(self, output: Tensor, copy: Tensor) -> None:
+        if self._last is not None and self._last[0]() is output and output._version == self._last[2]:
+            self._last = weakref.ref(copy), self._last[1], copy._version
+        if self._first_output is not None and self._first_output() is output:
+            self._first_output = weakref.ref(copy)
 
     def _sum(self, func: Any, a: Tensor, b: Tensor, **options: Any) -> Tensor:
         before = a.clone() if _SUMS[func] else a  # summed in place, the operand is gone

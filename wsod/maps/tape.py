@@ -24,7 +24,7 @@ from wsod.errors import ConfigError, ModelError
 from wsod.maps.attentions import attention_mode
 from wsod.maps.biases import bias_layers
 from wsod.maps.derivatives import differentiate, full, hessian_product
-from wsod.maps.guided import Rule, Rules
+from wsod.maps.guided import ReluMode, Rule, Rules
 from wsod.maps.head import Form, inspect_head
 from wsod.maps.relevance import backward_mode
 from wsod.models.classifier import Classifier, evaluation_mode, resolve_layer
@@ -154,9 +154,7 @@ class Tape:
         device, enabled, dtype = self._cast
         return torch.autocast(device, dtype=dtype, enabled=enabled)
 
-    def again(
-        self, images: Tensor, needs: Set[str], create_graph: bool, layers: Sequence[str] = ()
-    ) -> Tape:
+    def again(self, images: Tensor, needs: Set[str], create_graph: bool, layers: Sequence[str] = ()) -> Tape:
         """A tape of other images, made as this one was."""
         with self.autocast():
             return Tape(
@@ -193,6 +191,17 @@ class Tape:
         if path not in (self.classifier.target_layer, *self.layers):
             raise ConfigError("Tape", f"layers=[{layer!r}, ...] when it was made", list(self.layers))
         return full(self.classifier.grid(self._only(path)))
+
+    @property
+    def relus(self) -> ReluMode:
+        """The rectifiers of this pass, whose backward rule can be switched.
+
+        Raises:
+            ConfigError: where the tape was made without `input_gradient`.
+        """
+        if self.mode is None or "input_gradient" not in self.needs:
+            raise ConfigError("Tape", "needs={'input_gradient'} for input gradients", sorted(self.needs))
+        return self.mode
 
     @property
     def relu_calls(self) -> int:
@@ -340,28 +349,13 @@ class Tape:
         Raises:
             ModelError: for `guided` and `deconvnet` where the network's activations are not rectifiers.
         """
-        if self.mode is None or "input_gradient" not in self.needs:
-            raise ConfigError("Tape", "needs={'input_gradient'} for input gradients", sorted(self.needs))
         if rule != "plain":
-            self.refuse_other_activations(f"{rule} rule")
+            self.relus.refuse_others(f"{self.classifier.arch}, {rule} rule")
         key = self._key(rule, cases, create_graph)
         if key not in self._gradients:
-            with self.mode.switch.set(rule):
+            with self.relus.switch.set(rule):
                 self._gradients[key] = self._differentiate(self.images, cases, create_graph)
         return self._gradients[key]
-
-    def refuse_other_activations(self, what: str) -> None:
-        """Raise where the network's activations are not rectifiers that a rule can switch."""
-        if self.mode is None:
-            raise ConfigError("Tape", "needs={'input_gradient'} for input gradients", sorted(self.needs))
-        if self.mode.others or not self.mode.calls:
-            found = ", ".join(f"{n} calls of {name}" for name, n in self.mode.others.items())
-            raise ModelError(
-                f"{self.classifier.arch}, {what}",
-                "a network whose activations are ReLUs",
-                found or "no ReLU call that can be replaced",
-                "Use gradient or gradcam.",
-            )
 
     def _key(self, what: object, cases: Tensor, create_graph: bool) -> tuple[object, ...]:
         """What names a gradient; refuses what cannot be computed."""
