@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.maps.networks import batch, make, suited
+from tests.maps.quick import quick
 from wsod.errors import ConfigError
 from wsod.maps import METHODS, Tape, attention_maps
 from wsod.maps.extract import cases_of
@@ -72,7 +73,7 @@ def test_one_forward_for_all_methods_and_classes(kind):
 
 def test_nothing_returned_holds_a_graph():
     for kind in ("relu", "vit"):
-        names = [name for name, method in METHODS.items() if suited(method) == kind]
+        names = [quick(name) for name, method in METHODS.items() if suited(method) == kind]
         found = attention_maps(make(kind), batch(), [0, 1, 2], names)
         assert not found.logits.requires_grad
         assert not any(maps.requires_grad for maps in found.maps.values())
@@ -83,7 +84,7 @@ def test_methods_build_a_graph_for_training_alone():
     for name, method in METHODS.items():
         for graph in (False, True):
             tape = Tape(make(suited(method)), batch(), needs=method.needs, create_graph=graph)
-            maps = method(tape, cases, create_graph=graph)
+            maps = METHODS[quick(name)](tape, cases, create_graph=graph)
             assert maps.requires_grad == (graph and (method.differentiable or name == "ablationcam"))
 
 
