@@ -295,3 +295,12 @@ def test_boxes_command(tmp_path: Path) -> None:
         16,
         9,
     ]
+
+
+def test_every_interval_holds_its_value() -> None:
+    """Also where classes that were never seen count as zero."""
+    for protocol in ("default", "pointing-voc07", "energy-pointing", "corloc-voc", "max-box-acc-v2"):
+        result = evaluate("center", limit=25, config=protocol)
+        for name, score in result.rows[0].scores.items():
+            low, high = score["interval"]
+            assert low <= score["value"] <= high, (protocol, name)

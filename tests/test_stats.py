@@ -50,3 +50,12 @@ def test_coverage_is_about_95_per_cent() -> None:
 
 def test_empty_classes_do_not_count() -> None:
     assert mean_of(np.array([2.0, 0.0]), np.array([4.0, 0.0]), "classes") == 0.5
+
+
+def test_classes_never_seen_count_as_zero_in_value_and_interval() -> None:
+    rng = np.random.default_rng(2)
+    values, labels = rng.random(30), rng.integers(0, 3, 30)
+    seen = bootstrap_interval(values, range(30), labels, average="classes", resamples=200)
+    among = bootstrap_interval(values, range(30), labels, average="classes", divisor=12, resamples=200)
+    assert seen is not None
+    assert among == pytest.approx([bound * 3 / 12 for bound in seen])

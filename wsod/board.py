@@ -121,7 +121,12 @@ class Board:
             return {}
         images, labels = zip(*values, strict=True)
         interval = bootstrap_interval(
-            list(values.values()), images, labels, average=metric.average, seed=seed
+            list(values.values()),
+            images,
+            labels,
+            average=metric.average,
+            divisor=metric.divisor,
+            seed=seed,
         )
         # an image with several classes, taken as one case, has no class to be large or predicted
         some = [c for c in values if metric.cases == "labels" or self._facts[c].classes == 1]

@@ -62,6 +62,7 @@ def bootstrap_interval(
     labels: ArrayLike,
     *,
     average: Average = "cases",
+    divisor: int | None = None,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -76,6 +77,8 @@ def bootstrap_interval(
         images: (N,) index of the image of each case.
         labels: (N,) class of each case, used by `average="classes"`.
         average: how the score is made from its cases.
+        divisor: number of classes a mean of classes is divided by, where those never seen count as 0; None =
+            the classes seen. A class that only a resample lacks is left out of that resample's mean.
 
     Returns:
         (low, high), or None with fewer than two images.
@@ -100,5 +103,6 @@ def bootstrap_interval(
         weights = generator.multinomial(n, np.full(n, 1.0 / n), size=rounds).astype(np.float64)
         means.append(mean_of(weights @ sums, weights @ counts, average))
     tail = 50.0 * (1.0 - confidence)
-    low, high = np.nanpercentile(np.concatenate(means), [tail, 100.0 - tail])
+    share = shape[1] / divisor if divisor and average == "classes" else 1.0
+    low, high = share * np.nanpercentile(np.concatenate(means), [tail, 100.0 - tail])
     return float(low), float(high)

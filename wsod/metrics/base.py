@@ -69,6 +69,11 @@ class Metric(ABC):
         return frozenset({"boxes"})
 
     @property
+    def divisor(self) -> int | None:
+        """Number of classes a mean of classes is divided by; None = those that were seen."""
+        return None
+
+    @property
     def supervision(self) -> tuple[str, ...]:
         """What of the evaluated split's truth this metric's options used beyond scoring."""
         return ()

@@ -93,6 +93,10 @@ class PointingGame(CaseMean):
         flags = self._flags.get(Path(sample.image_id).stem)
         return flags is None or flags[label] == "1"
 
+    @property
+    def divisor(self) -> int | None:
+        return self.classes if self.unseen == "zero" else None
+
     def point(self, maps: AttentionMaps, k: int) -> tuple[float, float]:
         """(x, y) of the k-th map's first maximum (or of its own point), in the evaluation frame."""
         if maps.point is not None:
@@ -129,8 +133,8 @@ class PointingGame(CaseMean):
 
     def compute(self) -> Score:
         score = super().compute()
-        if self.unseen == "zero" and score.per_class:
-            score = replace(score, value=math.fsum(score.per_class.values()) / self.classes)
+        if self.divisor is not None and score.per_class:
+            score = replace(score, value=math.fsum(score.per_class.values()) / self.divisor)
         return score
 
 
