@@ -183,19 +183,19 @@ class MapProcessing:
 
     def _score(self, maps: AttentionMaps, k: int) -> ScoreMap:
         given = maps.values[k]
-        raw = given.astype(np.float64)
         size = self.size(maps)
-        if self.accept_scores and given.dtype == np.float64 and raw.shape == size:
-            low, high = raw.min(), raw.max()
+        if self.accept_scores and given.dtype == np.float64 and given.shape == size:
+            low, high = given.min(), given.max()
             if low >= 0 and high <= 1:
-                return ScoreMap(raw, bool(low == high))
+                return ScoreMap(given.copy(), bool(low == high))
         region = maps.region
         if region is not None and self.frame:
             sx, sy = self.frame / maps.size[1], self.frame / maps.size[0]
             region = (region[0] * sx, region[1] * sy, region[2] * sx, region[3] * sy)
+        constant = bool(given.min() == given.max())
         if self.normalise == "none":
-            return ScoreMap(resize_map(raw, size, self.resize, region), bool(raw.min() == raw.max()))
-        constant = bool(raw.min() == raw.max())
+            return ScoreMap(resize_map(given, size, self.resize, region), constant)
+        raw = given.astype(np.float64)
         if self.order == "before":
             raw = self._normalised(raw)
         scores = resize_map(raw, size, self.resize, region)

@@ -64,6 +64,11 @@ class PngMasks(SemanticMasks):
     size: tuple[int, int]
     classes: int
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that class masks are read from."""
+        return (self.path,)
+
     def semantic(self) -> Int:
         """(height, width) classes.
 

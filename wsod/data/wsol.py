@@ -17,6 +17,7 @@ import gzip
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -174,23 +175,31 @@ class WsolMasks:
     size: tuple[int, int]
     label: int
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read."""
+        return self.masks if self.ignored is None else (*self.masks, self.ignored)
+
     def of(self, label: int) -> Bool:
         """Pixels of any mask, if it is the image's class."""
+        return self._union.copy() if label == self.label else np.zeros(self.size, np.bool_)
+
+    @cached_property
+    def _union(self) -> Bool:
         union = np.zeros(self.size, np.bool_)
-        if label == self.label:
-            for path in self.masks:
-                union |= self._read(path)
+        for path in self.masks:
+            union |= self._read(path)
         return union
 
     def ignore(self, label: int) -> Bool:
         """Pixels to ignore that are in no mask."""
         if self.ignored is None:
             return np.zeros(self.size, np.bool_)
-        return self._read(self.ignored) & ~self.of(self.label)
+        return self._read(self.ignored) & ~self._union
 
     def semantic(self) -> NDArray[np.int64]:
         """0 = background, label + 1, -1 = ignore."""
-        classes = np.where(self.of(self.label), self.label + 1, 0)
+        classes = np.where(self._union, self.label + 1, 0)
         classes[self.ignore(self.label)] = -1
         return classes
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsod.errors import MapError
 from wsod.metrics.base import Evidence
-from wsod.metrics.histograms import count_above
+from wsod.metrics.histograms import count_winners, raise_winner
 from wsod.metrics.swept import SweptMetric, Threshold
 from wsod.metrics.truth import resize_nearest
 from wsod.types import AttentionMaps, Sample, Score
@@ -19,6 +19,7 @@ from wsod.types import AttentionMaps, Sample, Score
 __all__ = ["MIoU"]
 
 Counts = NDArray[np.int64]
+ROWS = 64  # at a time: they stay in the processor's cache
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,19 +60,22 @@ class MIoU(SweptMetric):
         truth = np.asarray(resize_nearest(sample.masks.semantic(), size), np.int64)
         if truth.max(initial=0) > self.classes:
             raise MapError(sample.image_id, f"masks of {self.classes} classes", int(truth.max()))
-        top: NDArray[np.float64] = np.full(size, -np.inf)
-        winner = np.zeros(size, np.int64)
-        for k in np.argsort(maps.labels):
-            scores = self.processing.score(maps, int(k)).scores
-            winner[scores > top] = maps.labels[k]
-            top = np.maximum(top, scores)
         thresholds = self._thresholds
         if self.float32:
             thresholds = thresholds.astype(np.float32).astype(np.float64)
-        groups = np.where(truth < 0, -1, truth * self.classes + winner).ravel()
-        # thresholds are at least 0; without any map all is background
-        counts = count_above(top.clip(-1.0).ravel(), groups, thresholds, (self.classes + 1) * self.classes)
-        self._state["pixels"] += counts.reshape(self._state["pixels"].shape)
+        # a read-only or strided array would be compiled for once more
+        truth = np.require(truth, requirements=["C", "W"])
+        found = [
+            (int(maps.labels[k]), self.processing.score(maps, k).scores)
+            for k in np.argsort(maps.labels).tolist()
+        ]
+        for start in range(0, size[0], ROWS):
+            rows = slice(start, start + ROWS)
+            top: NDArray[np.float64] = np.full(truth[rows].shape, -np.inf)
+            winner = np.zeros(top.shape, np.int32)
+            for label, scores in found:
+                raise_winner(top, winner, scores[rows], label)
+            count_winners(top, winner, truth[rows], thresholds, self._state["pixels"])
         self._state["count"] = self._state["count"] + 1
         return {}
 

@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wsod.metrics.labelmaps import LabelMaps
 from wsod.scoremaps import resample_weights
-from wsod.types import Sample
+from wsod.types import Masks, Sample
 
 __all__ = ["FrameRule", "TruthSource", "boxes_in_frame", "boxes_mask", "resize_nearest", "truth_mask"]
 
@@ -16,6 +17,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 FrameRule = Literal["exact", "truncated", "tscam"]
 TruthSource = Literal["boxes", "masks"]
+LABEL_MAPS = LabelMaps()
 
 
 def boxes_in_frame(
@@ -95,13 +97,12 @@ def truth_mask(
         have is an empty mask, not None.
     """
     if source == "masks":
-        if sample.masks is None:
+        masks = sample.masks
+        if masks is None:
             return None
-        foreground, ignore = sample.masks.of(label), sample.masks.ignore(label)
-        if crowd:
-            foreground, ignore = foreground | ignore, np.zeros_like(ignore)
-        foreground = np.asarray(resize_nearest(foreground, frame), np.bool_)
-        ignore = np.asarray(resize_nearest(ignore, frame), np.bool_) & ~foreground
+        foreground, ignore = LABEL_MAPS.get(
+            masks, (label, frame, crowd), lambda: _label_map(masks, label, frame, crowd)
+        )
     else:
         if len(sample.labels) and not len(sample.boxes):
             return None
@@ -111,3 +112,11 @@ def truth_mask(
     if not allow_empty and label in sample.labels and not foreground.any():
         return None
     return foreground, ignore
+
+
+def _label_map(masks: Masks, label: int, frame: tuple[int, int], crowd: bool) -> tuple[Mask, Mask]:
+    foreground, ignore = masks.of(label), masks.ignore(label)
+    if crowd:
+        foreground, ignore = foreground | ignore, np.zeros_like(ignore)
+    foreground = np.asarray(resize_nearest(foreground, frame), np.bool_)
+    return foreground, np.asarray(resize_nearest(ignore, frame), np.bool_) & ~foreground
