@@ -10,7 +10,7 @@ from torch import nn
 from tests.maps.networks import batch, make
 from tests.maps.test_torchvision import make as torchvision
 from tests.maps.twins_excitation import contrast, residual_walk, walk
-from wsod.errors import ConfigError
+from wsod.errors import ConfigError, ModelError
 from wsod.maps import METHODS, Tape, attention_maps
 from wsod.models import Classifier
 
@@ -87,6 +87,14 @@ def test_a_class_that_nothing_excites_has_an_empty_map():
         classifier.network.fc.weight[1] = -classifier.network.fc.weight[1].abs()
     maps = attention_maps(classifier, batch(1), [1], ["excitationbackprop"]).maps["excitationbackprop"]
     assert not maps.any()
+
+
+def test_a_contrast_that_cancels_is_refused():
+    classifier, images = torchvision("squeezenet1_1", None, 64)
+    with pytest.raises(ModelError, match="earlier target layer"):
+        attention_maps(classifier.float(), images.float(), [1, 2], ["contrastiveexcitationbackprop"])
+    maps = attention_maps(classifier, images.float(), [1, 2], ["excitationbackprop"]).maps
+    assert (maps["excitationbackprop"].sum((1, 2)) > 0.99).all()
 
 
 def test_contrast_is_what_other_classes_do_not_share():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from wsod.errors import ModelError
 from wsod.maps.guided import Rectifier
 from wsod.maps.method import rectify
 from wsod.maps.relevance import Layer, Node, Sent, relevance_mode, vjp
@@ -91,13 +92,26 @@ def excitationbackprop(
         (M, h, w), nowhere negative (but for `relu=False`).
 
     Raises:
-        ModelError: for networks with other activations than ReLUs, attention, gates or layer norms.
+        ModelError: for networks with other activations than ReLUs, attention, gates or layer norms; for a
+            contrast that cancels in every cell (SqueezeNet's last layer).
     """
     relevance_mode(tape, "excitation backprop")
     rules = _Walk()
     if contrastive:
         rules = _Walk(final_layer(tape.classifier.network, tape.logits.shape[1])[1].weight, True)
-    return rectify(tape.sent_back(rules, cases, create_graph).sum(1), relu)
+    sent = tape.sent_back(rules, cases, create_graph)
+    maps = sent.sum(1)
+    if contrastive and len(cases):
+        # both walks from one cell to the same cell: P and its contrast cancel there, all but their rounding
+        cancelled = maps.abs().amax((1, 2)) < 1e-4 * sent.abs().sum(1).amax((1, 2))
+        if bool(cancelled.any()):
+            raise ModelError(
+                f"{tape.classifier.arch}, layer {tape.classifier.target_layer}",
+                "a target layer from which a logit is reached by more than a 1x1 convolution",
+                "a contrast of zero in every cell",
+                "Choose an earlier target layer, or use excitationbackprop.",
+            )
+    return rectify(maps, relu)
 
 
 def contrastiveexcitationbackprop(
@@ -115,6 +129,7 @@ def contrastiveexcitationbackprop(
         (M, h, w), nowhere negative (but for `relu=False`).
 
     Raises:
-        ModelError: for networks with other activations than ReLUs, attention, gates or layer norms.
+        ModelError: for networks with other activations than ReLUs, attention, gates or layer norms; for a
+            contrast that cancels in every cell (SqueezeNet's last layer).
     """
     return excitationbackprop(tape, cases, create_graph=create_graph, contrastive=True, relu=relu)
