@@ -170,7 +170,7 @@ class _Ascent:
 
 
 def _places(values: Tensor, wanted: Tensor) -> Tensor:
-    """(N, n): what each value should be, by its rank; values that differ by rounding share the mean of theirs."""
+    """(N, n): what each value should be, by its rank; values equal up to rounding share a mean."""
     ranked, order = values.sort(1)
     apart = (ranked[:, 1:] - ranked[:, :-1] > 16 * torch.finfo(values.dtype).eps).long()
     group = F.pad(apart.cumsum(1), (1, 0))
