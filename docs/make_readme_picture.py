@@ -1,7 +1,7 @@
 """The README's picture: one case by several methods, stacked from a run's overlays.
 
-    make quickstart
-    python docs/make_readme_picture.py runs/quickstart-…/atcon test_00000_cross.png docs/images/overlays.jpg
+make quickstart
+python docs/make_readme_picture.py runs/quickstart-…/atcon test_00000_cross.png docs/images/overlays.jpg
 """
 
 from __future__ import annotations
