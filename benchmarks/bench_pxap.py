@@ -1,11 +1,11 @@
 """PxAP with label maps read once, against decoding and resizing the mask files at each call.
 
 The peer does what the WSOL benchmark's `MaskEvaluator` is described to do: read each mask file (OpenCV),
-resize it to 224x224 by nearest neighbour, join the masks, drop the ignored pixels, add two histograms over the
-scores. Ours is timed on later runs over the same images, as in every epoch of a training or for every further
-row of maps; the first run, which reads the files, is a row of its own. Histograms are compared before anything
-is timed. Files of 1024x683, the size of OpenImages. Maps are 224x224 scores in memory on both sides. The floor
-is one pass that finds each pixel's bin.
+resize it to 224x224 by nearest neighbour, join the masks, drop the ignored pixels, add two histograms over
+the scores. Ours is timed on later runs over the same images, as in every epoch of a training or for every
+further row of maps; the first run, which reads the files, is a row of its own. Histograms are compared
+before anything is timed. Files of 1024x683, the size of OpenImages. Maps are 224x224 scores in memory on
+both sides. The floor is one pass that finds each pixel's bin.
 
     python benchmarks/bench_pxap.py [--rounds N] [--json FILE]
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,42 @@ from wsod.metrics.base import CaseMean
 from wsod.metrics.truth import TruthSource, truth_mask
 from wsod.types import AttentionMaps, Sample
 
-__all__ = ["AttributionMetric"]
+__all__ = ["AttributionMetric", "Pixels"]
 
 Array = NDArray[np.float64]
 Bool = NDArray[np.bool_]
+
+
+@dataclass
+class Pixels:
+    """The pixels of a case that count.
+
+    Args:
+        values: (P,) of the map.
+        inside: (P,) the class's pixels.
+    """
+
+    values: Array
+    inside: Bool
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """(P,) pixels by descending value, in raster order where equal; sorted once for all metrics."""
+        order = np.argsort(-self.values)
+        ranked = self.values[order]
+        if (ranked[1:] == ranked[:-1]).any():
+            # several times slower, and without equal values no different
+            order = np.argsort(-self.values, kind="stable")
+        return order
+
+    @cached_property
+    def size(self) -> int:
+        """Pixels of the class."""
+        return int(np.count_nonzero(self.inside))
+
+    def sum_inside(self) -> float:
+        """Sum of the values on the class."""
+        return float((self.values * self.inside).sum())
 
 
 @dataclass(kw_only=True, eq=False)
@@ -44,41 +77,47 @@ class AttributionMetric(CaseMean):
         return frozenset({self.truth})
 
     @abstractmethod
-    def score(self, values: Array, inside: Bool, order: NDArray[np.int64]) -> float | None:
-        """The case's score.
-
-        Args:
-            values: (P,) of the pixels that count.
-            inside: (P,) the class's pixels, at least one.
-            order: (P,) pixels by descending value, in raster order where equal.
-        """
+    def score(self, pixels: Pixels) -> float | None:
+        """The case's score."""
 
     def case(self, maps: AttentionMaps, k: int, sample: Sample) -> float | None:
-        options = {"difficult": self.difficult, "crowd": self.crowd}
-        label = int(maps.labels[k])
-        found = truth_mask(sample, label, self.processing.size(maps), self.truth, **options)
-        if found is None:
+        pixels = self._pixels(maps, k, sample)
+        if pixels is None:
             return None
-        foreground, ignore = found
-        if not foreground.any() or self.processing.score(maps, k).constant:
+        if not pixels.inside.any() or self.processing.score(maps, k).constant:
             return 0.0
-        values, order = self._sorted(maps, k)
-        if ignore.any():
-            kept = ~ignore.ravel()
-            order = order[kept[order]]
-            place = np.cumsum(kept) - 1
-            return self.score(values[kept], foreground.ravel()[kept], place[order])
-        return self.score(values, foreground.ravel(), order)
+        return self.score(pixels)
 
-    def _sorted(self, maps: AttentionMaps, k: int) -> tuple[Array, NDArray[np.int64]]:
-        """The flat values and their order, sorted once for all of these metrics."""
-        key = ("sorted", self.processing, k, self.values)
+    def _pixels(self, maps: AttentionMaps, k: int, sample: Sample) -> Pixels | None:
+        """Those that count, shared by these metrics; None where there is nothing to score against."""
+        truth = (self.truth, self.difficult, self.crowd)
+        key = ("pixels", self.processing, k, self.values, truth)
         if key not in maps.cache:
-            values = self.processing.score(maps, k).scores.ravel()
-            if self.values == "absolute":
-                values = np.abs(values)
-            elif self.values == "positive":
-                values = np.maximum(values, 0.0)
-            maps.cache[key] = values, np.argsort(-values, kind="stable")
-        found: tuple[Array, NDArray[Any]] = maps.cache[key]
+            found = self._truth(maps, k, sample)
+            if found is None:
+                return None
+            foreground, ignore = found
+            values = self._values(maps, k)
+            if ignore.any():
+                kept = ~ignore.ravel()
+                pixels = Pixels(values[kept], foreground.ravel()[kept])
+            else:
+                pixels = Pixels(values, foreground.ravel())
+            maps.cache[key] = pixels
+        cached: Pixels = maps.cache[key]
+        return cached
+
+    def _truth(self, maps: AttentionMaps, k: int, sample: Sample) -> tuple[Bool, Bool] | None:
+        label, frame = int(maps.labels[k]), self.processing.size(maps)
+        key = ("truth", label, frame, self.truth, self.difficult, self.crowd)
+        if key not in maps.cache:
+            options = {"difficult": self.difficult, "crowd": self.crowd}
+            maps.cache[key] = truth_mask(sample, label, frame, self.truth, **options)
+        found: tuple[Bool, Bool] | None = maps.cache[key]
         return found
+
+    def _values(self, maps: AttentionMaps, k: int) -> Array:
+        values = self.processing.score(maps, k).scores.ravel()
+        if self.values == "absolute":
+            return np.abs(values)
+        return np.maximum(values, 0.0) if self.values == "positive" else values

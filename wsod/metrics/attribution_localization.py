@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from wsod.metrics.attribution import Array, AttributionMetric, Bool
+from wsod.metrics.attribution import AttributionMetric, Pixels
 
 __all__ = ["AttributionLocalization"]
 
@@ -17,6 +17,6 @@ class AttributionLocalization(AttributionMetric):
     name: ClassVar[str] = "attribution_localization"
     values: Literal["signed", "absolute", "positive"] = "absolute"
 
-    def score(self, values: Array, inside: Bool, order: object) -> float | None:
-        total = values.sum()
-        return float(values[inside].sum() / total) if total > 0 else 0.0
+    def score(self, pixels: Pixels) -> float | None:
+        total = float(pixels.values.sum())
+        return pixels.sum_inside() / total if total > 0 else 0.0

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wsod.metrics.attribution import Array, AttributionMetric, Bool
+from wsod.metrics.attribution import AttributionMetric, Pixels
 from wsod.types import AttentionMaps, Sample
 
 __all__ = ["AUC"]
@@ -31,12 +30,12 @@ class AUC(AttributionMetric):
         constant = score is not None and self.processing.score(maps, k).constant
         return 0.5 if constant else score
 
-    def score(self, values: Array, inside: Bool, order: NDArray[np.int64]) -> float | None:
-        if inside.all():
+    def score(self, pixels: Pixels) -> float | None:
+        if pixels.size == len(pixels.inside):
             return None
-        ranked = values[order]
+        ranked = pixels.values[pixels.order]
         last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each run of equals
-        true = inside[order].cumsum()[last]
+        true = pixels.inside[pixels.order].cumsum()[last]
         false = last + 1 - true
         true, false = np.append(0, true), np.append(0, false)
         twice = (np.diff(false) * (true[1:] + true[:-1])).sum()

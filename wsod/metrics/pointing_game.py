@@ -122,7 +122,7 @@ class PointingGame(CaseMean):
             mask = truth_mask(sample, label, frame, "masks", crowd=self.crowd)
             if mask is None:
                 return None
-            squared = _mask_distance(mask[0], self.point(maps, k))
+            squared = _mask_distance(mask[0], self.point(maps, k), self.tolerance)
         else:
             boxes = sample.boxes_of(label, crowd=self.crowd)
             if not len(boxes):
@@ -145,6 +145,10 @@ def _box_distance(boxes: NDArray[np.float64], point: tuple[float, float]) -> flo
     return float((away**2).sum(1).min())
 
 
-def _mask_distance(mask: NDArray[np.bool_], point: tuple[float, float]) -> float:
-    ys, xs = np.nonzero(mask)
-    return float(((xs - point[0]) ** 2 + (ys - point[1]) ** 2).min())
+def _mask_distance(mask: NDArray[np.bool_], point: tuple[float, float], reach: float) -> float:
+    """The same to the pixels of a mask, infinite where it is certainly more than `reach` squared."""
+    x, y = point
+    left, top = max(math.floor(x - reach), 0), max(math.floor(y - reach), 0)
+    ys, xs = np.nonzero(mask[top : math.ceil(y + reach) + 1, left : math.ceil(x + reach) + 1])
+    squared = (xs + left - x) ** 2 + (ys + top - y) ** 2
+    return float(squared.min()) if squared.size else math.inf

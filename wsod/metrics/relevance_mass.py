@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from wsod.metrics.attribution import Array, AttributionMetric, Bool
+from wsod.metrics.attribution import AttributionMetric, Pixels
 
 __all__ = ["RelevanceMass"]
 
@@ -19,6 +19,6 @@ class RelevanceMass(AttributionMetric):
 
     name: ClassVar[str] = "relevance_mass"
 
-    def score(self, values: Array, inside: Bool, order: object) -> float | None:
-        total = values.sum()
-        return float(values[inside].sum() / total) if total else 0.0
+    def score(self, pixels: Pixels) -> float | None:
+        total = float(pixels.values.sum())
+        return pixels.sum_inside() / total if total else 0.0

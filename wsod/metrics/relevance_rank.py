@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wsod.metrics.attribution import Array, AttributionMetric, Bool
+from wsod.metrics.attribution import AttributionMetric, Pixels
 
 __all__ = ["RelevanceRank"]
 
@@ -22,6 +21,5 @@ class RelevanceRank(AttributionMetric):
 
     name: ClassVar[str] = "relevance_rank"
 
-    def score(self, values: Array, inside: Bool, order: NDArray[np.int64]) -> float | None:
-        k = int(inside.sum())
-        return float(inside[order[:k]].sum() / k)
+    def score(self, pixels: Pixels) -> float | None:
+        return float(np.count_nonzero(pixels.inside[pixels.order[: pixels.size]]) / pixels.size)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wsod.errors import ConfigError
-from wsod.metrics.attribution import Array, AttributionMetric, Bool
+from wsod.metrics.attribution import AttributionMetric, Pixels
 
 __all__ = ["TopKIntersection"]
 
@@ -34,6 +31,6 @@ class TopKIntersection(AttributionMetric):
             raise ConfigError(f"{self.name}: k", "at least 1", self.k)
         super().__post_init__()
 
-    def score(self, values: Array, inside: Bool, order: NDArray[np.int64]) -> float | None:
-        share = inside[order[: self.k]].mean()
-        return float(share * inside.size / inside.sum() if self.concept_influence else share)
+    def score(self, pixels: Pixels) -> float | None:
+        share = pixels.inside[pixels.order[: self.k]].mean()
+        return float(share * pixels.inside.size / pixels.size if self.concept_influence else share)
