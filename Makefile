@@ -23,7 +23,7 @@ $(VENV)/.installed: setup.py pyproject.toml | $(BIN)/python
 	@echo "Installing the package and its dependencies into $(VENV) (torch is large: a few minutes, once)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@echo "Compiling (once)"
-	@$(BIN)/python -c "from wsod.boxes.sweep import warm_up; warm_up()"
+	@$(BIN)/python -c "from wsod.metrics.warmup import warm_up; warm_up()"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

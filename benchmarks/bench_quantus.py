@@ -2,9 +2,9 @@
 
 The peer is the package `quantus` where it is installed, called with its defaults on a batch of attributions;
 else a loop written from its description, its input check included (every value of the batch in a Python
-set). A line below the table says how much of the peer's time that check takes. Scores are compared before anything
-is timed. Maps of 224x224 without ties, in memory on both sides. The floor is one pass over map and mask, and
-for the metrics that rank, the sort of the values.
+set). A line below the table says how much of the peer's time that check takes. Scores are compared before
+anything is timed. Maps of 224x224 without ties, in memory on both sides. The floor is one pass over map and
+mask, and for the metrics that rank, the sort of the values.
 
     python benchmarks/bench_quantus.py [--rounds N] [--json FILE]
 """

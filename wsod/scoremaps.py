@@ -195,7 +195,7 @@ class MapProcessing:
         constant = bool(given.min() == given.max())
         if self.normalise == "none":
             return ScoreMap(resize_map(given, size, self.resize, region), constant)
-        raw = given.astype(np.float64)
+        raw = given.astype(np.float64, copy=False)
         if self.order == "before":
             raw = self._normalised(raw)
         scores = resize_map(raw, size, self.resize, region)

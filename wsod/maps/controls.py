@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,11 @@ def center(size: tuple[int, int], *, image_id: str = "", sigma: float = 0.25) ->
     >>> int(center((4, 6)).argmax())
     15
     """
+    return _gaussian(tuple(size), sigma).copy()
+
+
+@lru_cache(maxsize=8)
+def _gaussian(size: tuple[int, int], sigma: float) -> NDArray[np.float64]:
     vertical, horizontal = (((np.arange(side) - side / 2) / (sigma * side)) ** 2 for side in size)
     values: NDArray[np.float64] = np.exp(-(vertical[:, None] + horizontal[None, :]) / 2)
     values -= values.min()

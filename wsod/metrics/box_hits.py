@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,16 +22,24 @@ __all__ = ["BoxHits", "sweep_of"]
 
 Array = NDArray[Any]
 Bool = NDArray[np.bool_]
+_local = threading.local()
 
 
 def sweep_of(
     maps: AttentionMaps, k: int, processing: MapProcessing, holes: bool, exact: bool = False
 ) -> ThresholdSweep:
-    """The k-th map's threshold sweep, computed once however many metrics ask."""
+    """The k-th map's threshold sweep, computed once however many metrics ask.
+
+    And once for maps that are equal in a row, as those of a control are for all labels and images.
+    """
     key = ("sweep", processing, k, holes, exact)
     if key not in maps.cache:
+        scores = processing.score(maps, k).scores
+        last: ThresholdSweep | None = getattr(_local, "last", None)
         try:
-            maps.cache[key] = threshold_sweep(processing.score(maps, k).scores, holes=holes, exact=exact)
+            if last is None or (last.holes, last.exact) != (holes, exact) or not last.is_of(scores):
+                last = _local.last = threshold_sweep(scores, holes=holes, exact=exact)
+            maps.cache[key] = last
         except MapError as error:
             where = f"{maps.image_id}, label {maps.labels[k]}"
             raise MapError(where, error.expected, error.got, error.hint) from error
