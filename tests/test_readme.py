@@ -62,7 +62,6 @@ def test_make_targets_exist() -> None:
 def test_commands_and_code_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, as printed, on a few images: one run's files are the next one's input."""
     import atcon.cli
-
     import wsod.cli
 
     monkeypatch.chdir(tmp_path)
