@@ -2,186 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsod.board import Board
-from wsod.config import bind, plain
-from wsod.data import open_dataset
+from wsod.config import plain
 from wsod.data.dataset import Dataset
 from wsod.errors import ConfigError, DataError, WsodError
 from wsod.metrics.base import Scene
 from wsod.pipeline import Fault, LabelRule, iterate_maps
-from wsod.probe import ClassifierProbe
 from wsod.protocols import load_protocol
+from wsod.request import Maps, Run, make_request, open_run
 from wsod.results import Result, provenance
 from wsod.scoremaps import MapProcessing
-from wsod.store import MapStore, expand_map_folders
+from wsod.store import MapStore
 from wsod.thresholds import ThresholdSource
 from wsod.types import AttentionMaps, Sample
 
 if TYPE_CHECKING:
-    from wsod.maps import MapMethod
     from wsod.models import Classifier
 
-__all__ = ["Request", "compute_maps", "evaluate"]
+__all__ = ["compute_maps", "evaluate"]
 
 # pictures of maps that no protocol has chosen a threshold for: 20 % of the maximum, as heatmap_to_boxes
 CLAIM = 0.2
 Progress = Callable[[int, int], None]
-Maps = str | Path | Sequence[str | Path]
 Item = tuple[Sample, dict[str, AttentionMaps]]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to evaluate: the options of `wsod evaluate`.
-
-    Args:
-        maps: method names or folders of maps, one row each.
-        checkpoint: an ft.pt of `atcon finetune`, or a plain state dict (then with `arch`).
-        arch: architecture of a plain state dict.
-        target_layer: module path that overrides the architecture's own.
-        size: input side in pixels that overrides the checkpoint's or the architecture's own.
-        data: data set spec, such as `shapes` or `voc2012:ROOT`.
-        split: the split; None = the data set's usual one for evaluation.
-        config: protocol name or TOML file.
-        metrics: names, to compute these instead of all of the protocol's.
-        threshold_from: an earlier run (its directory or result.json): the threshold of every swept metric is
-            the best one there instead of the best one here.
-        labels: classes whose maps are scored: the true ones, the predicted one, the five best, or (of maps in
-            a folder) those that are stored.
-        limit: first N images only; 0 = all.
-        on_error: stop at the first fault, or go on and list it.
-        device: auto, cpu, cuda or cuda:N.
-        tta: test-time augmentation of the maps: `flip` and scales, such as `flip,0.75,1.25`.
-        batch_size: images a forward pass.
-        threads: image decoding threads.
-        save_maps: keep the maps under OUT/maps.
-        save_overlays: pictures of the first N cases under OUT/overlays.
-        seed: of the bootstrap.
-    """
-
-    maps: tuple[str, ...]
-    checkpoint: Path | None = None
-    arch: str | None = None
-    target_layer: str | None = None
-    size: int | None = None
-    data: str = "shapes"
-    split: str | None = None
-    config: str = "default"
-    metrics: tuple[str, ...] = ()
-    threshold_from: Path | None = None
-    labels: LabelRule = "truth"
-    limit: int = 0
-    on_error: Literal["fail", "skip"] = "fail"
-    device: str = "auto"
-    tta: str = ""
-    batch_size: int = 16
-    threads: int = 2
-    save_maps: bool = False
-    save_overlays: int = 0
-    seed: int = 0
-
-
-@dataclass
-class _Run:
-    """A request with everything it names opened and checked."""
-
-    request: Request
-    dataset: Dataset
-    indices: Sequence[int]
-    methods: dict[str, MapMethod] = field(default_factory=dict)
-    stores: dict[str, MapStore] = field(default_factory=dict)
-    classifier: Classifier | None = None
-    probe: ClassifierProbe | None = None
-    device: str = "cpu"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The data set's, or of bare photos the classifier's."""
-        if self.dataset.classes or self.classifier is None:
-            return self.dataset.classes
-        return self.classifier.classes
-
-    def supervision(self, name: str) -> tuple[str, ...]:
-        if name in self.stores:
-            return self.stores[name].supervision
-        method = self.methods[name]
-        used = method.supervision
-        if self.classifier is not None and not method.is_control:
-            used = (*used, *self.classifier.supervision)
-        return tuple(dict.fromkeys(used))
-
-
-def _request(maps: Maps, options: Mapping[str, Any]) -> Request:
-    names = [maps] if isinstance(maps, str | Path) else maps
-    given = {key: value for key, value in options.items() if value is not None}
-    return bind(Request, {**given, "maps": [str(name) for name in names]}, "evaluate")
-
-
-def _open(request: Request, needs: Set[str] = frozenset()) -> _Run:
-    """Everything the request names, and what the metrics need."""
-    dataset = open_dataset(request.data, request.split)
-    count = min(request.limit or len(dataset), len(dataset))
-    if not count:
-        raise DataError(request.data, "at least one image", f"none in split {dataset.split!r}")
-    run = _Run(request, dataset, range(count))
-    for name in request.maps:
-        folders = expand_map_folders(name)
-        for folder in folders:
-            short = len(folders) > 1 and folder.name not in run.stores
-            run.stores[folder.name if short else str(folder)] = MapStore(folder, len(dataset.classes))
-        if not folders:
-            from wsod.maps import METHODS
-
-            run.methods[name] = METHODS[name]
-    if not run.methods and not run.stores:
-        raise ConfigError("--maps", "a method's name or a folder of maps", "none", "See `wsod list maps`.")
-    if request.labels == "truth" and not dataset.classes:
-        raise DataError(
-            request.data, "annotations, for the maps of the true classes", "none", "Use --labels predicted."
-        )
-    if request.labels == "stored" and run.methods:
-        raise ConfigError("--labels stored", "folders of maps only", ", ".join(run.methods))
-    if "rows" in needs and len(run.methods) + len(run.stores) < 2:
-        raise ConfigError("--metrics map_stability", "two rows of maps or more", "one", "Repeat --maps.")
-    asking = [f"--maps {name}" for name, method in run.methods.items() if not method.is_control]
-    if "classifier" in needs:
-        asking.append("metrics that ask the classifier")
-    if asking:
-        if request.checkpoint is None:
-            raise ConfigError(
-                ", ".join(asking),
-                "a classifier",
-                "no --checkpoint",
-                "Pass --checkpoint ft.pt, or a state dict with --arch NAME.",
-            )
-        from wsod.device import pick_device
-        from wsod.models import load_classifier
-
-        run.device = pick_device(request.device)
-        run.classifier = load_classifier(
-            request.checkpoint,
-            arch=request.arch,
-            target_layer=request.target_layer,
-            size=request.size,
-            device=run.device,
-        )
-        if "classifier" in needs:
-            run.probe = ClassifierProbe(
-                run.classifier, run.dataset, device=run.device, batch_size=request.batch_size
-            )
-    return run
-
-
 def _items(
-    run: _Run, indices: Sequence[int], progress: Progress | None, frame: int = 0
+    run: Run, indices: Sequence[int], progress: Progress | None, frame: int = 0
 ) -> Iterator[Item | Fault]:
     """Every image with all its maps, computed and read; faults as the request says."""
     request, total = run.request, len(indices)
@@ -262,12 +116,12 @@ def compute_maps(
         maps: method names.
         out: folder; each method's maps go to OUT/METHOD.
         progress: called with (images done, images in all).
-        options: fields of `Request`.
+        options: fields of `wsod.request.Request`.
 
     Returns:
         How many images were computed, and the faults (under `on_error="skip"`).
     """
-    out, run = Path(out), _open(_request(maps, options))
+    out, run = Path(out), open_run(make_request(maps, options))
     if run.stores:
         raise ConfigError("--maps", "method names", ", ".join(run.stores), "These maps are on disk already.")
     stores = {name: MapStore(out / name, len(run.classes)) for name in run.methods}
@@ -288,7 +142,7 @@ def compute_maps(
     return computed, faults
 
 
-def _keep(run: _Run, kept: list[Item], item: Item) -> None:
+def _keep(run: Run, kept: list[Item], item: Item) -> None:
     """Keep an image for the pictures, while there are fewer cases than asked for."""
     cases = sum(len(next(iter(found.values())).labels) for _, found in kept)
     if cases < run.request.save_overlays and item[1]:
@@ -296,7 +150,7 @@ def _keep(run: _Run, kept: list[Item], item: Item) -> None:
 
 
 def _draw(
-    run: _Run, out: Path, kept: list[Item], thresholds: Mapping[str, float], processing: MapProcessing
+    run: Run, out: Path, kept: list[Item], thresholds: Mapping[str, float], processing: MapProcessing
 ) -> None:
     """Pictures of the images kept, in OUT/overlays."""
     if kept:
@@ -307,7 +161,7 @@ def _draw(
         save_overlays(out / "overlays", pixels, thresholds, processing, run.classes, limit)
 
 
-def _finish_stores(run: _Run, stores: Mapping[str, MapStore]) -> None:
+def _finish_stores(run: Run, stores: Mapping[str, MapStore]) -> None:
     for name, store in stores.items():
         about = {"schema": 1, "maps": name, "supervision": run.supervision(name)}
         about |= {"images": len(run.indices), "classes": run.classes, "config": plain(run.request)}
@@ -325,16 +179,16 @@ def evaluate(
         maps: method names or folders of maps, a row each.
         out: result directory: result.json, cases.jsonl, and maps/ and overlays/ where asked for.
         progress: called with (images done, images in all).
-        options: the other fields of `Request`.
+        options: the other fields of `wsod.request.Request`.
 
     Raises:
         WsodError: at the first fault, unless `on_error="skip"`.
     """
-    request = _request(maps, options)
+    request = make_request(maps, options)
     out = None if out is None else Path(out)
     protocol = load_protocol(request.config)
     needs = {need for metric in protocol.build(1, request.metrics).values() for need in metric.needs}
-    run = _open(request, needs)
+    run = open_run(request, needs)
     if (request.save_maps or request.save_overlays) and out is None:
         raise ConfigError("--save-maps, --save-overlays", "a folder to write to", "no --out")
     source = None if request.threshold_from is None else ThresholdSource(request.threshold_from)
@@ -386,9 +240,7 @@ def evaluate(
     return result
 
 
-def _prepared(
-    items: Iterator[Item | Fault], boards: Mapping[str, Board], run: _Run
-) -> Iterator[Item | Fault]:
+def _prepared(items: Iterator[Item | Fault], boards: Mapping[str, Board], run: Run) -> Iterator[Item | Fault]:
     """The same items, after the metrics have seen them batch by batch."""
     size = 1 if run.probe is None else run.request.batch_size
     while batch := list(islice(items, size)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -90,9 +91,9 @@ class BoxHits(SweptMetric):
         super().__post_init__()
 
     @property
+    @abstractmethod
     def _ious(self) -> tuple[float, ...]:
         """The IoUs needed for a hit, each counted apart."""
-        raise NotImplementedError
 
     def _empty(self) -> dict[str, Array]:
         shape = (self.classes, len(self._ious), len(self._thresholds))

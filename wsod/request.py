@@ -1,0 +1,168 @@
+"""What is asked of an evaluation, and everything it names opened and checked before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wsod.config import bind
+from wsod.data import open_dataset
+from wsod.data.dataset import Dataset
+from wsod.errors import ConfigError, DataError
+from wsod.pipeline import LabelRule
+from wsod.probe import ClassifierProbe
+from wsod.store import MapStore, expand_map_folders
+
+if TYPE_CHECKING:
+    from wsod.maps import MapMethod
+    from wsod.models import Classifier
+
+__all__ = ["Maps", "Request", "Run", "make_request", "open_run"]
+
+Maps = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate: the options of `wsod evaluate`.
+
+    Args:
+        maps: method names or folders of maps, one row each.
+        checkpoint: an ft.pt of `atcon finetune`, or a plain state dict (then with `arch`).
+        arch: architecture of a plain state dict.
+        target_layer: module path that overrides the architecture's own.
+        size: input side in pixels that overrides the checkpoint's or the architecture's own.
+        data: data set spec, such as `shapes` or `voc2012:ROOT`.
+        split: the split; None = the data set's usual one for evaluation.
+        config: protocol name or TOML file.
+        metrics: names, to compute these instead of all of the protocol's.
+        threshold_from: an earlier run (its directory or result.json): the threshold of every swept metric is
+            the best one there instead of the best one here.
+        labels: classes whose maps are scored: the true ones, the predicted one, the five best, or (of maps in
+            a folder) those that are stored.
+        limit: first N images only; 0 = all.
+        on_error: stop at the first fault, or go on and list it.
+        device: auto, cpu, cuda or cuda:N.
+        tta: test-time augmentation of the maps: `flip` and scales, such as `flip,0.75,1.25`.
+        batch_size: images a forward pass.
+        threads: image decoding threads.
+        save_maps: keep the maps under OUT/maps.
+        save_overlays: pictures of the first N cases under OUT/overlays.
+        seed: of the bootstrap.
+    """
+
+    maps: tuple[str, ...]
+    checkpoint: Path | None = None
+    arch: str | None = None
+    target_layer: str | None = None
+    size: int | None = None
+    data: str = "shapes"
+    split: str | None = None
+    config: str = "default"
+    metrics: tuple[str, ...] = ()
+    threshold_from: Path | None = None
+    labels: LabelRule = "truth"
+    limit: int = 0
+    on_error: Literal["fail", "skip"] = "fail"
+    device: str = "auto"
+    tta: str = ""
+    batch_size: int = 16
+    threads: int = 2
+    save_maps: bool = False
+    save_overlays: int = 0
+    seed: int = 0
+
+
+@dataclass
+class Run:
+    """A request with everything it names opened and checked."""
+
+    request: Request
+    dataset: Dataset
+    indices: Sequence[int]
+    methods: dict[str, MapMethod] = field(default_factory=dict)
+    stores: dict[str, MapStore] = field(default_factory=dict)
+    classifier: Classifier | None = None
+    probe: ClassifierProbe | None = None
+    device: str = "cpu"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The data set's, or of bare photos the classifier's."""
+        if self.dataset.classes or self.classifier is None:
+            return self.dataset.classes
+        return self.classifier.classes
+
+    def supervision(self, name: str) -> tuple[str, ...]:
+        """What the row's maps were made with, beyond images."""
+        if name in self.stores:
+            return self.stores[name].supervision
+        method = self.methods[name]
+        used = method.supervision
+        if self.classifier is not None and not method.is_control:
+            used = (*used, *self.classifier.supervision)
+        return tuple(dict.fromkeys(used))
+
+
+def make_request(maps: Maps, options: Mapping[str, Any]) -> Request:
+    """A request from method names or folders and the other options; options that are None are left out."""
+    names = [maps] if isinstance(maps, str | Path) else maps
+    given = {key: value for key, value in options.items() if value is not None}
+    return bind(Request, {**given, "maps": [str(name) for name in names]}, "evaluate")
+
+
+def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
+    """Everything the request names, and what the metrics need."""
+    dataset = open_dataset(request.data, request.split)
+    count = min(request.limit or len(dataset), len(dataset))
+    if not count:
+        raise DataError(request.data, "at least one image", f"none in split {dataset.split!r}")
+    run = Run(request, dataset, range(count))
+    for name in request.maps:
+        folders = expand_map_folders(name)
+        for folder in folders:
+            short = len(folders) > 1 and folder.name not in run.stores
+            run.stores[folder.name if short else str(folder)] = MapStore(folder, len(dataset.classes))
+        if not folders:
+            from wsod.maps import METHODS
+
+            run.methods[name] = METHODS[name]
+    if not run.methods and not run.stores:
+        raise ConfigError("--maps", "a method's name or a folder of maps", "none", "See `wsod list maps`.")
+    if request.labels == "truth" and not dataset.classes:
+        raise DataError(
+            request.data, "annotations, for the maps of the true classes", "none", "Use --labels predicted."
+        )
+    if request.labels == "stored" and run.methods:
+        raise ConfigError("--labels stored", "folders of maps only", ", ".join(run.methods))
+    if "rows" in needs and len(run.methods) + len(run.stores) < 2:
+        raise ConfigError("--metrics map_stability", "two rows of maps or more", "one", "Repeat --maps.")
+    asking = [f"--maps {name}" for name, method in run.methods.items() if not method.is_control]
+    if "classifier" in needs:
+        asking.append("metrics that ask the classifier")
+    if asking:
+        if request.checkpoint is None:
+            raise ConfigError(
+                ", ".join(asking),
+                "a classifier",
+                "no --checkpoint",
+                "Pass --checkpoint ft.pt, or a state dict with --arch NAME.",
+            )
+        from wsod.device import pick_device
+        from wsod.models import load_classifier
+
+        run.device = pick_device(request.device)
+        run.classifier = load_classifier(
+            request.checkpoint,
+            arch=request.arch,
+            target_layer=request.target_layer,
+            size=request.size,
+            device=run.device,
+        )
+        if "classifier" in needs:
+            run.probe = ClassifierProbe(
+                run.classifier, run.dataset, device=run.device, batch_size=request.batch_size
+            )
+    return run
