@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "board": {"types", "metrics", "results", "stats", "strata", "thresholds"},
     "probe": {"errors", "types", "data", "metrics", "models", "pipeline"},
     "pipeline": {"errors", "types", "data", "models", "maps"},
-    "request": {"errors", "config", "data", "models", "maps", "pipeline", "probe", "store"},
+    "request": {"errors", "config", "device", "data", "models", "maps", "pipeline", "probe", "store"},
 }
 EVERYTHING = {*ALLOWED, "evaluation"}
 ALLOWED["evaluation"] = EVERYTHING | {"report"}  # pictures of a run are drawn where its maps are at hand
