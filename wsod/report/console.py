@@ -77,8 +77,9 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(escape(description), total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        # shown from the first step on: no empty bar stays above an error found before it
+        task = progress.add_task(escape(description), total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
 @contextmanager
