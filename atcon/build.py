@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import torch
@@ -61,8 +61,16 @@ def make_classifier(config: ModelConfig, sources: Sources) -> Classifier:
     )
 
 
-def make_objectives(name: str, stage: StageConfig, classifier: nn.Module) -> dict[str, Objective]:
+def make_objectives(
+    name: str, stage: StageConfig, classifier: nn.Module, offered: Set[str] = frozenset()
+) -> dict[str, Objective]:
     """A stage's objectives with their options.
+
+    Args:
+        name: the stage's.
+        stage: its configuration.
+        classifier: what is trained.
+        offered: what the training images have: `labels`, `masks`, `boxes`.
 
     Raises:
         ConfigError: for an unknown objective or option, or one whose needs the stage does not meet.
@@ -79,10 +87,8 @@ def make_objectives(name: str, stage: StageConfig, classifier: nn.Module) -> dic
                     "'train'",
                     "It differentiates image by image, and batch statistics mix the images.",
                 )
-            if need not in ("second_order", "labels"):
-                raise ConfigError(
-                    f"stage {name}, objective {key}", "data that has what it needs", f"no {need}"
-                )
+            if need != "second_order" and need not in offered:
+                raise ConfigError(f"stage {name}, objective {key}", f"training images with {need}", "none")
         objectives[key] = objective
     return objectives
 

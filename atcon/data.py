@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,10 +16,11 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from atcon.config import DataConfig
+from atcon.truth import Truth, read_truth
 from wsod.data.dataset import Dataset
 from wsod.models.preprocess import Preprocess
 
-__all__ = ["Batch", "Images", "batches", "stream"]
+__all__ = ["Batch", "Example", "Images", "Item", "augmentation", "batches", "stream"]
 
 
 @dataclass(frozen=True)
@@ -30,30 +31,56 @@ class Batch:
         images: (N, 3, H, W) float32, normalised as the classifier wants them.
         targets: (N, C) float32 multi-hot, or (N,) int64 class indices.
         rows: which images of the pool they are.
+        masks: (N, C, H, W) bool, the pixels of each class, cropped and flipped with the image; None where no
+            objective needs masks.
+        void: (N, H, W) bool, pixels that count neither for nor against a class; with `masks`.
+        has_mask: (N,) bool, whether the image has pixel truth (else its masks are empty); with `masks`.
+        boxes: one (n, 5) float32 an image, rows x0, y0, x1, y1 in input pixels, half-open, and label; None
+            where no objective needs boxes.
     """
 
     images: Tensor
     targets: Tensor
     rows: tuple[int, ...]
+    masks: Tensor | None = None
+    void: Tensor | None = None
+    has_mask: Tensor | None = None
+    boxes: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def _each(self, change: Any) -> Batch:
+        """The same with every tensor changed."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return change(value)
+            return tuple(map(change, value)) if isinstance(value, tuple) else value
+
+        names = [field.name for field in fields(self) if field.name != "rows"]
+        return replace(self, **{name: changed(getattr(self, name)) for name in names})
+
     def pin_memory(self) -> Batch:
         """The same in page-locked memory; called by the DataLoader."""
-        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device, channels_last: bool = False) -> Batch:
         """The same on a device."""
+        moved = self._each(lambda value: value.to(device, non_blocking=True))
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        images = self.images.to(device, non_blocking=True, memory_format=layout)
-        return replace(self, images=images, targets=self.targets.to(device, non_blocking=True))
+        return replace(moved, images=moved.images.contiguous(memory_format=layout))
 
     def parts(self, count: int) -> Iterator[Batch]:
         """Up to `count` consecutive parts of nearly equal length."""
         for rows in np.array_split(np.arange(len(self)), min(count, len(self))):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            yield Batch(self.images[part], self.targets[part], self.rows[part])
+            cut: dict[str, Any] = {
+                field.name: value[part]
+                for field in fields(self)
+                if (value := getattr(self, field.name)) is not None
+            }
+            yield Batch(**cut)
 
 
 class Item(NamedTuple):
@@ -63,7 +90,16 @@ class Item(NamedTuple):
     row: int
 
 
-class Images(TorchDataset[tuple[Tensor, Tensor, int]]):
+class Example(NamedTuple):
+    """One image with its target, and the places of its classes where they are wanted."""
+
+    image: Tensor
+    target: Tensor
+    row: int
+    truth: Truth
+
+
+class Images(TorchDataset[Example]):
     """Chosen images of a data set, preprocessed, with their targets.
 
     Args:
@@ -73,6 +109,7 @@ class Images(TorchDataset[tuple[Tensor, Tensor, int]]):
         preprocess: the classifier's.
         augment: how images are varied; None = not at all.
         seed: of the augmentation, together with epoch and row.
+        wants: `masks` and `boxes` are read only where they are named here.
     """
 
     def __init__(
@@ -83,8 +120,10 @@ class Images(TorchDataset[tuple[Tensor, Tensor, int]]):
         preprocess: Preprocess,
         augment: DataConfig | None = None,
         seed: int = 0,
+        wants: Set[str] = frozenset(),
     ) -> None:
         self.dataset, self.indices, self.preprocess, self.seed = dataset, list(indices), preprocess, seed
+        self.wants = frozenset(wants)
         if dataset.task == "multilabel":
             self.targets = torch.from_numpy(labels.astype(np.float32))
         else:
@@ -94,20 +133,24 @@ class Images(TorchDataset[tuple[Tensor, Tensor, int]]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: Item) -> tuple[Tensor, Tensor, int]:
-        image = self.dataset.image(self.indices[item.row])
+    def __getitem__(self, item: Item) -> Example:
+        index = self.indices[item.row]
+        image = self.dataset.image(index)
+        truth = read_truth(self.dataset, index, self.wants) if self.wants else Truth()
         if self.augment is not None:
             # seeded by image and epoch: the same in any number of worker processes and after a resume
             with torch.random.fork_rng(devices=[]):
                 seed = np.random.SeedSequence((self.seed, item.epoch, item.row))
                 torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-                image = self.augment(image)
-        tensor, _ = self.preprocess(image)
-        return tensor, self.targets[item.row], item.row
+                image, truth = truth.varied(self.augment, image)
+        tensor, region = self.preprocess(image)
+        region = region or (0.0, 0.0, float(image.width), float(image.height))
+        height, width = tensor.shape[1:]
+        return Example(tensor, self.targets[item.row], item.row, truth.seen(region, (height, width)))
 
 
 def augmentation(config: DataConfig, preprocess: Preprocess) -> Any:
-    """PIL image → varied PIL image; None where nothing is varied."""
+    """PIL image → varied PIL image, boxes and masks beside it likewise; None where nothing is varied."""
     steps: list[Any] = []
     if config.crop:
         steps.append(
@@ -170,6 +213,13 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _collate(items: list[tuple[Tensor, Tensor, int]]) -> Batch:
-    images, targets, rows = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.stack(targets), tuple(rows))
+def _collate(items: list[Example]) -> Batch:
+    images, targets, rows, truths = zip(*items, strict=True)
+    places: dict[str, Any] = {}
+    if truths[0].masks is not None:
+        for name in ("masks", "void", "has_mask"):
+            places[name] = torch.stack([getattr(truth, name) for truth in truths])
+        places["masks"], places["void"] = places["masks"].bool(), places["void"].bool()
+    if truths[0].boxes is not None:
+        places["boxes"] = tuple(truth.rows() for truth in truths)
+    return Batch(torch.stack(images), torch.stack(targets), tuple(rows), **places)

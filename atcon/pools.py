@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +37,33 @@ class Sources:
     val_labels: NDArray[np.bool_]
     subset: Subset
 
-    def pools(self, preprocess: Preprocess, seed: int) -> dict[str, Images]:
-        """`labelled`, `unlabelled` and `val` images as a classifier wants them."""
+    @cached_property
+    def offered(self) -> frozenset[str]:
+        """What the training images have: `labels`, and `masks` and `boxes` where at least one has."""
+        index = {name: i for i, name in enumerate(self.train.ids)}
+        rows = [index[name] for name in dict.fromkeys((*self.subset.train, *self.subset.unlabelled))]
+        found = {"labels"}
+        if any(self.train[row].masks is not None for row in rows):
+            found.add("masks")
+        if any(len(self.train[row].boxes) for row in rows):
+            found.add("boxes")
+        return frozenset(found)
+
+    def pools(self, preprocess: Preprocess, seed: int, wants: Set[str] = frozenset()) -> dict[str, Images]:
+        """`labelled`, `unlabelled` and `val` images as a classifier wants them.
+
+        Args:
+            preprocess: the classifier's.
+            seed: of the augmentation.
+            wants: `masks`, `boxes`: read for training images where named.
+        """
 
         def images(dataset: Dataset, labels: NDArray[np.bool_], ids: tuple[str, ...], varied: bool) -> Images:
             index = {name: i for i, name in enumerate(dataset.ids)}
             rows = [index[name] for name in ids]
             augment = self.config if varied else None
-            return Images(dataset, rows, labels[rows], preprocess, augment, seed)
+            places = wants if varied else frozenset()
+            return Images(dataset, rows, labels[rows], preprocess, augment, seed, places)
 
         return {
             "labelled": images(self.train, self.labels, self.subset.train, True),

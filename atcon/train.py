@@ -124,11 +124,16 @@ class _Training:
         sources = open_sources(config.data)
         self.classifier = make_classifier(config.model, sources).to(self.device)
         self.objectives = {
-            name: make_objectives(name, stage, self.classifier) for name, stage in config.stages.items()
+            name: make_objectives(name, stage, self.classifier, sources.offered)
+            for name, stage in config.stages.items()
         }
+        used = [o for objectives in self.objectives.values() for o in objectives.values()]
+        told = [entry for objective in used for entry in objective.supervision]
+        self.classifier.supervision = tuple(dict.fromkeys((*self.classifier.supervision, *told)))
         for name, stage in config.stages.items():
             _check_selection(name, stage, self.classifier.task)
-        self.pools = sources.pools(self.classifier.preprocess, config.seed)
+        places = {need for objective in used for need in objective.requires} & {"masks", "boxes"}
+        self.pools = sources.pools(self.classifier.preprocess, config.seed, places)
         self.sizes = {pool: len(self.pools[pool]) for pool in POOLS}
         on_gpu = self.device.type == "cuda"
         self.workers = (8 if on_gpu else 0) if config.data.workers is None else config.data.workers

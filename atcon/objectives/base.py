@@ -20,8 +20,9 @@ class Objective(ABC):
 
     Attributes:
         name: its name in `OBJECTIVES`.
-        needs: what must be there: `labels` (it reads them), `second_order` (it differentiates gradients of
-            the network, sample by sample: batch norm must not use batch statistics).
+        needs: what must be there: `labels` (it reads them), `masks`, `boxes` (the batch then has them),
+            `second_order` (it differentiates gradients of the network, sample by sample: batch norm must not
+            use batch statistics).
         supervision: what truth it learns from, for the ledger.
         citation: where it is from.
     """
@@ -38,5 +39,9 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, classifier: Classifier, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Scalars by name: the term under the objective's own name, a mean over the batch's images, and
-        detached diagnostics under `name/…`, only logged."""
+        """Scalars by name: the term under the objective's own name, and detached diagnostics under
+        `name/…`, only logged.
+
+        All are means over all images of the batch (those that have no say count 0), so that the parts of a
+        batch add up to it.
+        """

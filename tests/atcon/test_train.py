@@ -183,8 +183,8 @@ def test_unsupervised_training_never_reads_a_label(tmp_path: Path, monkeypatch: 
     original = Images.__getitem__
 
     def mislabelled(self: Images, item: Any) -> Any:
-        image, target, row = original(self, item)
-        return image, torch.zeros_like(target), row
+        example = original(self, item)
+        return example._replace(target=torch.zeros_like(example.target))
 
     monkeypatch.setattr(Images, "__getitem__", mislabelled)
     finetune(single({"atcon": {}}, select="last"), tmp_path / "b", device="cpu")

@@ -232,6 +232,8 @@ def _from_checkpoint(
         size,
         preprocess,
     )
+    # files written before training with masks and boxes do not say what it used
+    classifier.supervision = tuple(contents.get("supervision", classifier.supervision))
     network = classifier.network
     state = bare_state(contents, network.state_dict(), source)
     fitted = _fit_positions(network, state, classifier.preprocess.size)

@@ -63,6 +63,7 @@ def save_checkpoint(
         "task": classifier.task,
         "target_layer": classifier.target_layer,
         "preprocess": plain(classifier.preprocess),
+        "supervision": list(classifier.supervision),
         "state": {name: value.detach().cpu() for name, value in classifier.network.state_dict().items()},
         "recipe": plain(recipe),
         "metrics": plain(metrics),
