@@ -173,6 +173,11 @@ class MapProcessing:
         """(height, width) of the evaluation frame of that image."""
         return (self.frame, self.frame) if self.frame else maps.size
 
+    def keeps(self, maps: AttentionMaps) -> bool:
+        """Whether an image's maps are its score maps already, in every value."""
+        whole = maps.region is None and maps.values.dtype != object
+        return whole and self.normalise == "none" and maps.values.shape[1:] == self.size(maps)
+
     def score(self, maps: AttentionMaps, k: int) -> ScoreMap:
         """Score map of the k-th map; computed once however many metrics ask."""
         key = (self, k)

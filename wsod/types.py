@@ -165,7 +165,8 @@ class AttentionMaps:
         if len(set(labels.tolist())) != len(labels):
             raise MapError(self.image_id, "one map a label", f"labels {labels.tolist()}")
         for label, value in zip(labels.tolist(), values, strict=True):
-            if not np.isfinite(value).all():
+            # NaN and infinity show in the extremes, which make no array of flags
+            if not (np.isfinite(value.min()) and np.isfinite(value.max())):
                 raise MapError(f"{self.image_id}, label {label}", "a finite attention map", "NaN or infinity")
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "values", values)
@@ -181,7 +182,7 @@ def _stacked(values: Any) -> NDArray[Any]:
             stack[k] = _stacked(np.asarray(value))
         return stack
     array = np.asarray(values)
-    return array if array.dtype in (np.float64, object) else array.astype(np.float32)
+    return array if array.dtype in (np.float64, object) else array.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)

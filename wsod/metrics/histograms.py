@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from wsod.boxes.tree import compiled
 
-__all__ = ["count_above", "count_winners", "raise_winner"]
+__all__ = ["count_above", "count_winners"]
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,17 +31,22 @@ def _scale(thresholds: Array) -> float:
 
 
 @compiled
-def _place(score: float, first: float, scale: float, edges: Array) -> int:
+def _place(score: float, first: float, scale: float, edges: Array) -> np.uint64:
     """How many thresholds the score is above: edges[place] < score <= edges[place + 1]."""
     last = np.int32(len(edges) - 2)
-    # a guess, right at once for equal steps; without a sign an index needs no look at its sign
+    # a guess, right at once for equal steps
     guess = np.int32((min(max(score, -1e6), 1e6) - first) * scale) + np.int32(1)
-    place = np.uint64(min(max(guess, np.int32(0)), last))
+    return _settled(score, np.uint64(min(max(guess, np.int32(0)), last)), edges)
+
+
+@compiled
+def _settled(score: float, place: np.uint64, edges: Array) -> np.uint64:
+    """A guessed place put right. Without a sign an index needs no look at its sign."""
     while score > edges[place + np.uint64(1)]:
         place += np.uint64(1)
     while score <= edges[place]:
         place -= np.uint64(1)
-    return int(place)
+    return place
 
 
 @compiled
@@ -66,32 +73,47 @@ def count_above(scores: Array, groups: Ints, thresholds: Array, n: int) -> Ints:
 
 
 @compiled
-def raise_winner(top: Array, winner: NDArray[np.int32], scores: Array, label: int) -> None:
-    """Where scores (H, W) are above `top`, they become the top and `label` the winner."""
-    for y in range(top.shape[0]):
-        for x in range(top.shape[1]):
-            higher = scores[y, x] > top[y, x]
-            top[y, x] = scores[y, x] if higher else top[y, x]
-            winner[y, x] = label if higher else winner[y, x]
-
-
-@compiled
 def count_winners(
-    top: Array, winner: NDArray[np.int32], truth: Ints, thresholds: Array, counts: Ints
-) -> None:
-    """Adds each pixel to `counts`, by its truth, its winner and the thresholds its top score is above.
+    values: NDArray[np.floating[Any]], truth: Ints, classes: int, thresholds: Array
+) -> tuple[Ints, int]:
+    """Pixels by their truth, the map that is largest there, and the thresholds that map is above.
 
     Args:
-        top, winner: (H, W) highest score of any class, and whose it is.
-        truth: (H, W); pixels below 0 do not count.
+        values: (K, H, W) finite maps; of equals the first is taken.
+        truth: (H, W) 0 … classes; pixels below 0 do not count.
+        classes: number of classes beside the background.
         thresholds: (T,) ascending.
-        counts: (truths, winners, T + 1).
+
+    Returns:
+        `(counts, largest)`: (classes + 1, K, T + 1), and the largest truth met; pixels beyond `classes` are
+        left out.
     """
-    winners, width = counts.shape[1:]
-    flat = counts.reshape(-1)
+    maps, height, width = values.shape
+    bins = len(thresholds) + 1
     scale, edges = _scale(thresholds), _edges(thresholds)
-    for y in range(top.shape[0]):
-        for x in range(top.shape[1]):
-            if truth[y, x] >= 0:
-                place = _place(top[y, x], thresholds[0], scale, edges)
-                flat[np.uint64((truth[y, x] * winners + winner[y, x]) * width) + place] += 1
+    first, last = thresholds[0], np.int32(len(thresholds))
+    # neighbours fall into the same bin: with one table each increment would wait for the one before it
+    tables = np.zeros((4, (classes + 1) * maps * bins), np.int32)
+    top = np.empty(width, values.dtype)
+    row, place = np.empty(width, np.int32), np.empty(width, np.int32)
+    largest = 0
+    for y in range(height):
+        for x in range(width):
+            top[x] = values[0, y, x]
+            row[x] = 0
+        for k in range(1, maps):
+            own, start = values[k, y], np.int32(k * bins)
+            for x in range(width):
+                higher = own[x] > top[x]
+                top[x] = own[x] if higher else top[x]
+                row[x] = start if higher else row[x]
+        for x in range(width):
+            guess = np.int32((min(max(np.float64(top[x]), -1e6), 1e6) - first) * scale) + np.int32(1)
+            place[x] = min(max(guess, np.int32(0)), last)
+        for x in range(width):
+            bin_ = row[x] + _settled(np.float64(top[x]), np.uint64(place[x]), edges)
+            label = truth[y, x]
+            if 0 <= label <= classes:
+                tables[x % 4, np.uint64(label * maps * bins) + np.uint64(bin_)] += 1
+            largest = max(largest, label)
+    return tables.sum(0).reshape(classes + 1, maps, bins).astype(np.int64), largest

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsod.errors import MapError
 from wsod.metrics.base import Evidence
-from wsod.metrics.histograms import count_winners, raise_winner
+from wsod.metrics.histograms import count_winners
 from wsod.metrics.swept import SweptMetric, Threshold
 from wsod.metrics.truth import resize_nearest
 from wsod.types import AttentionMaps, Sample, Score
@@ -19,7 +19,6 @@ from wsod.types import AttentionMaps, Sample, Score
 __all__ = ["MIoU"]
 
 Counts = NDArray[np.int64]
-ROWS = 64  # at a time: they stay in the processor's cache
 
 
 @dataclass(kw_only=True, eq=False)
@@ -56,28 +55,31 @@ class MIoU(SweptMetric):
         if sample.masks is None:
             self._skip()
             return {}
-        size = self.processing.size(maps)
-        truth = np.asarray(resize_nearest(sample.masks.semantic(), size), np.int64)
-        if truth.max(initial=0) > self.classes:
-            raise MapError(sample.image_id, f"masks of {self.classes} classes", int(truth.max()))
+        size, order = self.processing.size(maps), np.argsort(maps.labels)
+        # a read-only or strided array would be compiled for once more
+        truth = np.require(resize_nearest(sample.masks.semantic(), size), np.int64, ["C", "W"])
         thresholds = self._thresholds
         if self.float32:
             thresholds = thresholds.astype(np.float32).astype(np.float64)
-        # a read-only or strided array would be compiled for once more
-        truth = np.require(truth, requirements=["C", "W"])
-        found = [
-            (int(maps.labels[k]), self.processing.score(maps, k).scores)
-            for k in np.argsort(maps.labels).tolist()
-        ]
-        for start in range(0, size[0], ROWS):
-            rows = slice(start, start + ROWS)
-            top: NDArray[np.float64] = np.full(truth[rows].shape, -np.inf)
-            winner = np.zeros(top.shape, np.int32)
-            for label, scores in found:
-                raise_winner(top, winner, scores[rows], label)
-            count_winners(top, winner, truth[rows], thresholds, self._state["pixels"])
+        counts, largest = count_winners(
+            self._values(maps, order, size), truth, self.classes, np.ascontiguousarray(thresholds)
+        )
+        if largest > self.classes:
+            raise MapError(sample.image_id, f"masks of {self.classes} classes", largest)
+        self._state["pixels"][:, maps.labels[order] if len(order) else [0]] += counts
         self._state["count"] = self._state["count"] + 1
         return {}
+
+    def _values(
+        self, maps: AttentionMaps, order: NDArray[np.intp], size: tuple[int, int]
+    ) -> NDArray[np.floating[Any]]:
+        """(K, H, W) score maps by ascending label; below every threshold where there is none."""
+        if not len(order):
+            return np.full((1, *size), -1.0, np.float32)
+        if self.processing.keeps(maps):
+            values = maps.values if (order[:-1] < order[1:]).all() else maps.values[order]
+            return np.require(values, requirements=["C", "W"])
+        return np.stack([self.processing.score(maps, k).scores for k in order.tolist()])
 
     def confusion(self, threshold: int) -> Counts:
         """(classes + 1, classes + 1) pixels [truth, prediction] at the i-th threshold, 0 = background."""

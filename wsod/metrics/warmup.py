@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wsod.boxes import sweep
-from wsod.metrics.histograms import count_above, count_winners, raise_winner
+from wsod.metrics.histograms import count_above, count_winners
 
 __all__ = ["warm_up"]
 
@@ -17,7 +17,7 @@ def warm_up() -> None:
     """
     sweep.warm_up()
     scores, groups = np.zeros((2, 2)), np.zeros((2, 2), np.int64)
-    thresholds, winner = np.array([0.0, 0.5]), np.zeros((2, 2), np.int32)
+    thresholds = np.array([0.0, 0.5])
     count_above(scores.ravel(), groups.ravel(), thresholds, 1)
-    raise_winner(scores, winner, scores.copy(), 0)
-    count_winners(scores, winner, groups, thresholds, np.zeros((1, 1, 3), np.int64))
+    for maps in (scores[None], scores[None].astype(np.float32)):
+        count_winners(maps, groups, 1, thresholds)
