@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wsod.boxes.convert import heatmap_to_boxes, heatmap_to_mask
     from wsod.boxes.sweep import ThresholdSweep, threshold_sweep
+    from wsod.comparison import compare
     from wsod.data import open_dataset
     from wsod.errors import WsodError
     from wsod.evaluation import evaluate
@@ -25,6 +26,7 @@ _HOMES = {
     "ThresholdSweep": "wsod.boxes.sweep",
     "WsodError": "wsod.errors",
     "attention_maps": "wsod.maps.extract",
+    "compare": "wsod.comparison",
     "evaluate": "wsod.evaluation",
     "heatmap_to_boxes": "wsod.boxes.convert",
     "heatmap_to_mask": "wsod.boxes.convert",
@@ -40,6 +42,7 @@ __all__ = [
     "ThresholdSweep",
     "WsodError",
     "attention_maps",
+    "compare",
     "evaluate",
     "heatmap_to_boxes",
     "heatmap_to_mask",
