@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from wsod.errors import ModelError
 from wsod.maps.backprop import Reduce, over_colours
+from wsod.maps.derivatives import differentiate
+from wsod.maps.sweep import chunk_size, ready
 from wsod.maps.tape import Tape
 
 __all__ = ["integratedgradients", "smoothgrad"]
 
-
-def _gradient_at(tape: Tape, images: Tensor, cases: Tensor, create_graph: bool) -> Tensor:
-    other = tape.again(images, {"input_gradient"}, create_graph)
-    return other.input_gradient(cases, create_graph=create_graph)
+Version = tuple[Callable[[Tensor], Tensor], float]
 
 
 def smoothgrad(
@@ -26,6 +28,8 @@ def smoothgrad(
     noise: float = 0.15,
     seed: int = 0,
     reduce: Reduce = "max",
+    chunk: int = 0,
+    fold: bool = True,
 ) -> Tensor:
     """max over RGB of |mean over noisy copies of ∂s/∂x| (Smilkov et al., "SmoothGrad", 2017).
 
@@ -40,22 +44,35 @@ def smoothgrad(
         noise: relative standard deviation.
         seed: of the noise.
         reduce: over the colours.
+        chunk: copies a pass; 0 = what suits the device.
+        fold: fold batch norms into convolutions where that is exact.
 
     Returns:
         (M, H, W).
     """
-    images = tape.images.detach()
-    spread = noise * (images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True))
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros((), dtype=images.dtype, device=images.device)
-    for _ in range(samples):
-        draw = torch.randn(images.shape[1:], generator=generator).to(images.device, images.dtype)
-        total = total + _gradient_at(tape, images + spread * draw, cases, create_graph)
-    return over_colours(total / samples, reduce)
+    draws = [torch.randn(tape.images.shape[1:], generator=generator) for _ in range(samples)]
+
+    def noisy(draw: Tensor) -> Callable[[Tensor], Tensor]:
+        def version(images: Tensor) -> Tensor:
+            spread = images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True)
+            return images + noise * spread * draw.to(images.device, images.dtype)
+
+        return version
+
+    versions = [(noisy(draw), 1 / samples) for draw in draws]
+    return over_colours(_weighted_gradient(tape, cases, versions, create_graph, chunk, fold), reduce)
 
 
 def integratedgradients(
-    tape: Tape, cases: Tensor, *, create_graph: bool = False, steps: int = 32, reduce: Reduce = "sum"
+    tape: Tape,
+    cases: Tensor,
+    *,
+    create_graph: bool = False,
+    steps: int = 32,
+    reduce: Reduce = "sum",
+    chunk: int = 0,
+    fold: bool = True,
 ) -> Tensor:
     """Σ over RGB of |x·∫₀¹ ∂s/∂x(αx) dα| (Sundararajan et al., "Axiomatic Attribution", ICML 2017).
 
@@ -68,15 +85,59 @@ def integratedgradients(
         create_graph: keep the graph of the gradients.
         steps: nodes of the rule.
         reduce: over the colours.
+        chunk: nodes a pass; 0 = what suits the device.
+        fold: fold batch norms into convolutions where that is exact.
 
     Returns:
         (M, H, W).
     """
-    images = tape.images.detach()
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    total = torch.zeros((), dtype=images.dtype, device=images.device)
-    for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
-        # the rule is for [-1, 1]
-        gradient = _gradient_at(tape, images * ((node + 1) / 2), cases, create_graph)
-        total = total + gradient * (weight / 2)
-    return over_colours(images[cases[:, 0].to(images.device)] * total, reduce)
+
+    def scaled(share: float) -> Callable[[Tensor], Tensor]:
+        return lambda images: images * share
+
+    # the rule is for [-1, 1]
+    versions = [(scaled((n + 1) / 2), w / 2) for n, w in zip(nodes.tolist(), weights.tolist(), strict=True)]
+    total = _weighted_gradient(tape, cases, versions, create_graph, chunk, fold)
+    return over_colours(tape.images.detach()[cases[:, 0].to(total.device)] * total, reduce)
+
+
+def _weighted_gradient(
+    tape: Tape, cases: Tensor, versions: Sequence[Version], create_graph: bool, chunk: int, fold: bool
+) -> Tensor:
+    """(M, 3, H, W): Σ weight · ∂ logit of each case / ∂ image at that version of the image.
+
+    To be trained through, one version of the batch at a time, all graphs kept; else some versions of one
+    image at a time, for all of its classes.
+    """
+    images = tape.images.detach()
+    size = chunk_size(images, chunk)
+    if create_graph:
+        total = torch.zeros((), dtype=images.dtype, device=images.device)
+        for version, weight in versions:
+            other = tape.again(version(images), {"input_gradient"}, True)
+            total = total + weight * other.input_gradient(cases, create_graph=True)
+        return total
+    rows, labels = cases.to(images.device).unbind(1)
+    total = torch.zeros(len(cases), *images.shape[1:], dtype=tape.logits.dtype, device=images.device)
+    with torch.inference_mode(False), ready(tape, "full", fold) as classifier, torch.enable_grad():
+        for row in sorted(set(rows.tolist())):
+            mine = (rows == row).nonzero()[:, 0].tolist()
+            for start in range(0, len(versions), size):
+                some = versions[start : start + size]
+                batch = torch.cat([version(images[row : row + 1]) for version, _ in some])
+                batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_()
+                logits = classifier(batch)
+                weights = torch.tensor([weight for _, weight in some], dtype=total.dtype, device=total.device)
+                for case in mine:
+                    each = torch.tensor([(place, int(labels[case])) for place in range(len(some))])
+                    total[case] += torch.einsum("n,nchw->chw", weights, _gradient(logits, batch, each))
+                del logits  # and its graph, before the next one is made
+    return total
+
+
+def _gradient(logits: Tensor, batch: Tensor, cases: Tensor) -> Tensor:
+    (found,) = differentiate(logits, [batch], cases, False)
+    if found is None:
+        raise ModelError("logits", "a score that depends on the image", "a pass that cuts the graph")
+    return found

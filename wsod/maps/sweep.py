@@ -12,6 +12,7 @@ from torch import Tensor
 from wsod.errors import ConfigError
 from wsod.maps.derivatives import full
 from wsod.maps.folding import folded
+from wsod.maps.pointwise import PointwiseMode
 from wsod.maps.tape import Tape
 from wsod.models.classifier import Classifier, evaluation_mode
 
@@ -21,8 +22,9 @@ Forward = Callable[[Tensor], Tensor]
 Precision = Literal["full", "bf16"]
 ScoreKind = Literal["logit", "probability"]
 
-# bytes of input a pass: 16 images of 224 px on a processor, whose caches are small, 64 elsewhere
-_CPU, _ACCELERATOR = 10_000_000, 40_000_000
+# bytes of input a pass: 4 images of 224 px on a processor, where activations beyond 32 MB are mapped anew by
+# the kernel each time, page by page; 64 elsewhere
+_CPU, _ACCELERATOR = 2_500_000, 40_000_000
 
 
 def chunk_size(images: Tensor, chunk: int) -> int:
@@ -56,6 +58,7 @@ def ready(tape: Tape, precision: Precision, fold: bool) -> Iterator[Classifier]:
         # one autocast around all passes: the converted weights are kept in its cache
         bf16 = precision == "bf16"
         stack.enter_context(torch.autocast(device, torch.bfloat16) if bf16 else tape.autocast())
+        stack.enter_context(PointwiseMode())
         yield fast
 
 
