@@ -228,7 +228,12 @@ def evaluate(
         rows.append(row)
         cases += some
     result = Result(
-        config={**plain(request), "split": run.dataset.split, "protocol": plain(protocol)},
+        config={
+            **plain(request),
+            "split": run.dataset.split,
+            "classes": len(run.classes),
+            "protocol": plain(protocol),
+        },
         provenance=provenance(seed=request.seed, device=run.device, checkpoint=_about(run.classifier)),
         rows=tuple(rows),
         skipped=tuple(skipped),
