@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import wsod
-from wsod.report.console import Group, console, stage_bars
+from wsod.report.console import Group, console, progress_bar, stage_bars
 
 if TYPE_CHECKING:
     from atcon.train import Event
@@ -38,6 +39,7 @@ def main() -> None:
 @click.option("--head", help="Classification head; see `wsod list heads`.")
 @click.option("--objective", "objectives", multiple=True, metavar="NAME", help="Instead of the recipe's.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the recipe.")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile, where the objectives allow it.")
 @click.option("--limit", type=click.IntRange(min=0), default=None, help="First N images of each split only.")
 @click.option("--out", type=FOLDER, help="Where the run is written. [default: runs/RECIPE]")
 @click.option(
@@ -45,7 +47,12 @@ def main() -> None:
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 def finetune(
-    out: Path | None, resume: Path | None, device: str, settings: tuple[str, ...], **said: Any
+    out: Path | None,
+    resume: Path | None,
+    device: str,
+    compiled: bool,
+    settings: tuple[str, ...],
+    **said: Any,
 ) -> None:
     """Train a classifier by a recipe; leaves DIR/ft.pt for `wsod evaluate --checkpoint`.
 
@@ -54,31 +61,42 @@ def finetune(
     atcon finetune --recipe supervised --data voc2012:VOCdevkit --arch resnet50 --out runs/start
     atcon finetune --recipe atcon --data voc2012:VOCdevkit --weights runs/start/ft.pt --out runs/atcon
     atcon finetune --resume runs/atcon
+    torchrun --nproc-per-node 4 -m atcon finetune --recipe combining --weights runs/start/ft.pt
     """
     from atcon import train
     from atcon.config import load_config
 
     with stage_bars() as bars:
         if resume is not None:
-            given = [name for name, value in {**said, "out": out, "set": settings}.items() if value]
+            given = [
+                name
+                for name, value in {**said, "out": out, "set": settings, "compile": compiled}.items()
+                if value
+            ]
             if given:
                 raise click.UsageError(f"--resume goes on with the run as it was; leave out --{given[0]}")
             path = train.resume(resume, device=device, progress=_shown(bars))
         else:
             config = load_config(
-                said["recipe"], objectives=said["objectives"], settings=settings, overrides=_tables(said)
+                said["recipe"],
+                objectives=said["objectives"],
+                settings=settings,
+                overrides=_tables(said, compiled),
             )
             path = train.finetune(config, out, device=device, progress=_shown(bars))
+    if os.environ.get("RANK", "0") != "0":
+        return  # one process of `torchrun` speaks
     console().print(
         f"checkpoint: {path}\nevaluate:   wsod evaluate --maps gradcam --checkpoint {path}", markup=False
     )
 
 
-def _tables(said: dict[str, Any]) -> dict[str, Any]:
+def _tables(said: dict[str, Any], compiled: bool) -> dict[str, Any]:
     """The options with names of their own, as recipe tables."""
     model = {key: said[key] for key in ("arch", "weights", "head") if said[key] is not None}
     data = {"spec": said["data"], "limit": said["limit"]}
-    return {"model": model, "data": {key: value for key, value in data.items() if value is not None}}
+    data = {key: value for key, value in data.items() if value is not None}
+    return {"model": model, "data": data, **({"train": {"compile": True}} if compiled else {})}
 
 
 def _shown(bars: Callable[[str, int, int, str], None]) -> Callable[[Event], None]:
@@ -94,10 +112,41 @@ def _shown(bars: Callable[[str, int, int, str], None]) -> Callable[[Event], None
     return show
 
 
+@main.command()
+@click.argument("name")
+@click.option("--data", metavar="SPEC", help="Data set, as for `wsod evaluate --data`.")
+@click.option("--seeds", type=click.IntRange(min=1), default=None, help="Runs of each arm. [default: 5]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the experiment.")
+@click.option("--out", type=FOLDER, help="Where runs and tables are written. [default: runs/NAME]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+def experiment(
+    name: str, data: str | None, seeds: int | None, settings: tuple[str, ...], out: Path | None, device: str
+) -> None:
+    """Train several ways with several seeds and compare; see `atcon list`. Called again, it goes on.
+
+    \b
+    atcon experiment small-sets
+    atcon experiment small-sets --data voc2012:VOCdevkit --set arch=mobilenet_v2 --set weights=default
+    """
+    from atcon.experiments import EXPERIMENTS, run_experiment
+    from wsod.config import bind, parse_settings
+    from wsod.report.tables import simple_table
+
+    said = {key: value for key, value in (("data", data), ("seeds", seeds)) if value is not None}
+    chosen = bind(EXPERIMENTS[name], {**parse_settings(settings), **said}, f"experiment {name}")
+    with progress_bar(name) as progress:
+        outcome = run_experiment(chosen, out, device=device, progress=progress)
+    console().print(simple_table(f"{name}, {chosen.data}, {chosen.seeds} seeds", *outcome.table()))
+    console().print(
+        "differences: mean over seeds, paired; in brackets 95 %, over images and seeds", style="dim"
+    )
+
+
 @main.command("list")
 def list_command() -> None:
-    """Show the recipes and objectives."""
+    """Show the recipes, objectives and experiments."""
     from atcon.config import recipes
+    from atcon.experiments import EXPERIMENTS
     from atcon.objectives import OBJECTIVES
     from wsod.report.tables import simple_table
 
@@ -108,6 +157,8 @@ def list_command() -> None:
         for name, kind in OBJECTIVES.items()
     ]
     console().print(simple_table("objectives", ["name", "what", "supervision", "source"], rows))
+    about = [(name, (kind.__doc__ or "").split("\n")[0]) for name, kind in EXPERIMENTS.items()]
+    console().print(simple_table("experiments", ["name", "what"], about))
 
 
 def _head(path: Path) -> str:

@@ -12,7 +12,7 @@ from wsod.metrics.base import CaseMean
 from wsod.scoremaps import resize_map
 from wsod.types import AttentionMaps, Sample
 
-__all__ = ["MIoUATCON"]
+__all__ = ["MIoUATCON", "stretched"]
 
 SIDE = 256
 
@@ -34,12 +34,13 @@ class MIoUATCON(CaseMean):
         if len(sample.labels) and not len(sample.boxes):
             return None
         truth = _inside(sample.boxes_of(int(maps.labels[k])), sample.size)
-        claim = _stretched(maps.values[k]) > 0.5
+        claim = stretched(maps.values[k]) > 0.5
         union = (claim | truth).sum()
         return float((claim & truth).sum() / union) if union else 0.0
 
 
-def _stretched(raw: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def stretched(raw: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """(h, w) raw map → (256, 256) in [0, 1], by the rule of `MIoUATCON`; zero of a constant map."""
     values = resize_map(raw, (SIDE, SIDE), "nearest-opencv")
     values -= values.min()
     if not values.any():
