@@ -79,6 +79,13 @@ def make_objectives(
     normalised = any(isinstance(module, _BatchNorm) for module in classifier.modules())
     for key, term in stage.objectives.items():
         objective = bind(OBJECTIVES[key], term.options, f"stage {name}, objective {key}")
+        if stage.compile and "second_order" in objective.requires:
+            raise ConfigError(
+                f"stage {name}: compile",
+                "objectives of first order",
+                key,
+                "It differentiates gradients of the network, which a compiled graph does not allow twice.",
+            )
         for need in sorted(objective.requires):
             if need == "second_order" and normalised and stage.batch_norm == "train":
                 raise ConfigError(

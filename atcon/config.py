@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from atcon.stages import StageConfig, TermConfig, require
 from wsod.config import bind, merge, parse_settings, read_toml
 from wsod.errors import ConfigError
 from wsod.registry import nearest
@@ -22,11 +23,6 @@ __all__ = [
     "load_config",
     "recipes",
 ]
-
-
-def _require(ok: bool, where: str, expected: str, got: object) -> None:
-    if not ok:
-        raise ConfigError(where, expected, got)
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("val_images", "limit", "per_class"):
-            _require(getattr(self, name) >= 0, f"data: {name}", "at least 0", getattr(self, name))
-        _require(self.workers is None or self.workers >= 0, "data: workers", "at least 0", self.workers)
+            require(getattr(self, name) >= 0, f"data: {name}", "at least 0", getattr(self, name))
+        require(self.workers is None or self.workers >= 0, "data: workers", "at least 0", self.workers)
         for name in ("flip", "crop", "jitter"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"data: {name}", "a fraction in [0, 1]", value)
+            require(0 <= value <= 1, f"data: {name}", "a fraction in [0, 1]", value)
         if self.train == self.val and not self.val_images and self.subset is None:
             raise ConfigError(
                 "data: val",
@@ -109,90 +105,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TermConfig:
-    """One objective of a stage and when it counts. In a recipe, its options stand beside these keys.
-
-    Args:
-        weight: factor of the objective in the loss.
-        ramp: (a, b): the weight rises linearly from 0 at step a to its full value at step b.
-        share: with shares, every step draws one of the objectives that have one, with probability in
-            proportion to share × pool size (the alternating regime); None = it counts at every step.
-        pool: whose images it is computed on.
-        options: of the objective itself.
-    """
-
-    weight: float = 1.0
-    ramp: tuple[int, int] | None = None
-    share: float | None = None
-    pool: Literal["labelled", "unlabelled"] = "labelled"
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.ramp is not None:
-            _require(0 <= self.ramp[0] < self.ramp[1], "ramp", "steps 0 <= a < b", list(self.ramp))
-        _require(self.share is None or self.share > 0, "share", "above 0", self.share)
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """One stretch of training. Its loss is the sum over objectives of weight(step) × term.
-
-    Args:
-        objectives: the objectives by name.
-        epochs: passes over the images of the first objective.
-        steps: number of steps instead of `epochs`; 0 = by `epochs`.
-        batch: images a step.
-        accumulate: parts a batch is split into to save memory; the gradient is that of the whole batch.
-        lr: learning rate (of the trunk, where `head_lr` is given); 0 = the trunk is not trained.
-        head_lr: learning rate of the head; None = `lr`; 0 = the head is not trained.
-        weight_decay: decoupled (AdamW); 0 = plain Adam.
-        schedule: `constant`, or `cosine` to zero.
-        warmup: steps over which the learning rate rises linearly.
-        clip: largest gradient norm; 0 = not clipped.
-        batch_norm: `train` (batch statistics); `frozen` (running statistics, affine still trained); `mixed`:
-            frozen for objectives that need independent images, `train` for the others.
-        amp: `bf16` runs the network under autocast; `off`.
-        channels_last: memory layout of network and images.
-        evaluate_every: steps between evaluations; 0 = once an epoch.
-        save_every: steps between saved training states; 0 = at every evaluation.
-        select: what chooses `ft.pt`: a metric (`auto` = mAP, or top1 for single-label data), or `last`.
-    """
-
-    objectives: dict[str, TermConfig]
-    epochs: float = 10.0
-    steps: int = 0
-    batch: int = 16
-    accumulate: int = 1
-    lr: float = 1e-4
-    head_lr: float | None = None
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup: int = 0
-    clip: float = 0.0
-    batch_norm: Literal["train", "frozen", "mixed"] = "train"
-    amp: Literal["off", "bf16"] = "off"
-    channels_last: bool = False
-    evaluate_every: int = 0
-    save_every: int = 0
-    select: Literal["auto", "mAP", "macro_f1", "top1", "last"] = "auto"
-
-    def __post_init__(self) -> None:
-        _require(bool(self.objectives), "objectives", "at least one", "none")
-        _require(any(term.weight for term in self.objectives.values()), "weight", "one above 0", "only 0")
-        for name in ("batch", "accumulate"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("epochs", "steps", "lr", "weight_decay", "warmup", "clip"):
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        for name in ("evaluate_every", "save_every"):
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        _require(self.head_lr is None or self.head_lr >= 0, "head_lr", "at least 0", self.head_lr)
-        _require(self.lr > 0 or bool(self.head_lr), "lr", "something to train", "lr = 0 for all parameters")
-        _require(
-            self.accumulate <= self.batch, "accumulate", f"at most batch = {self.batch}", self.accumulate
-        )
-
-
-@dataclass(frozen=True)
 class FinetuneConfig:
     """A whole run.
 
@@ -200,6 +112,7 @@ class FinetuneConfig:
         stages: the stages by name, in order; each starts from the weights the one before it selected.
         seed: of initialisation, order of images, augmentation and draws.
         recipe: the name of what this was made from, for the record.
+        tensorboard: also log to `DIR/tensorboard`; the package tensorboard has to be installed.
     """
 
     stages: dict[str, StageConfig]
@@ -207,9 +120,10 @@ class FinetuneConfig:
     model: ModelConfig = ModelConfig()
     seed: int = 0
     recipe: str = ""
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        _require(bool(self.stages), "stages", "at least one", "none")
+        require(bool(self.stages), "stages", "at least one", "none")
 
 
 def recipes() -> dict[str, Path]:

@@ -166,31 +166,57 @@ def augmentation(config: DataConfig, preprocess: Preprocess) -> Any:
 
 
 class _Order(Sampler[list[Item]]):
-    """Batches without end: each epoch a new order, what does not fill a batch left out."""
+    """Batches without end: each epoch a new order, what does not fill a batch left out.
 
-    def __init__(self, images: int, batch: int, seed: int, start: int) -> None:
+    Of several processes each takes every size-th image of a batch, so that the parts of their shares make up
+    the parts of the whole.
+    """
+
+    def __init__(self, images: int, batch: int, seed: int, start: int, share: tuple[int, int]) -> None:
         self.images, self.batch, self.seed, self.start = images, min(batch, images), seed, start
+        self.share = share
 
     def __iter__(self) -> Iterator[list[Item]]:
         epoch, i = divmod(self.start, self.images // self.batch)
+        rank, size = self.share
         while True:
             order = np.random.default_rng((self.seed, 0x0DE5, epoch)).permutation(self.images)
             for first in range(i * self.batch, self.images - self.batch + 1, self.batch):
-                yield [Item(epoch, int(row)) for row in order[first : first + self.batch]]
+                rows = order[first : first + self.batch][rank::size]
+                yield [Item(epoch, int(row)) for row in rows]
             epoch, i = epoch + 1, 0
 
 
 def stream(
-    images: Images, batch: int, *, seed: int, start: int = 0, workers: int = 0, pin: bool = False
+    images: Images,
+    batch: int,
+    *,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    pin: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Training batches without end, from batch number `start` on."""
-    order = _Order(len(images), batch, seed, start)
+    """Training batches without end, from batch number `start` on.
+
+    Args:
+        images: where they come from.
+        batch: images of a whole batch.
+        seed: of the order.
+        start: batches taken before.
+        workers: processes that load images.
+        pin: page-locked memory.
+        share: (rank, size): only this process's part of each batch.
+    """
+    order = _Order(len(images), batch, seed, start, share)
     return iter(_loader(images, order, workers, pin))
 
 
-def batches(images: Images, batch: int, *, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
-    """All images once, in order."""
-    rows = range(len(images))
+def batches(
+    images: Images, batch: int, *, workers: int = 0, pin: bool = False, share: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """All images once, in order; with `share` = (rank, size), every size-th from the rank-th on."""
+    rows = range(share[0], len(images), share[1])
     order = [[Item(0, row) for row in rows[i : i + batch]] for i in range(0, len(rows), batch)]
     return iter(_loader(images, order, workers, pin))
 

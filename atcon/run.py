@@ -1,4 +1,4 @@
-"""A run on disk: config.toml, subset.json, history.jsonl, state.pt, last.pt, ft.pt; none half-written.
+"""A run on disk: config.toml, subset.json, history.*, state.pt, last.pt, ft.pt; none half-written.
 
 `state.pt` holds all a run needs to go on as if it had never stopped. Lines of the history that were written
 after it are taken back when the run goes on.
@@ -10,7 +10,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import torch
 
 import wsod
 from atcon.config import FinetuneConfig, config_from_tables
+from atcon.history import Board, draw_curves, read_history, write_csv
 from atcon.subsets import Subset, save_subset
 from wsod.config import dump_toml, plain, read_toml, write_text
 from wsod.errors import CheckpointError, ConfigError
 from wsod.models import Classifier, save_checkpoint
-from wsod.models.checkpoint import load_file
+from wsod.models.checkpoint import load_file, save_file
 
 __all__ = ["Run"]
 
@@ -36,15 +38,21 @@ class Run:
         folder: the directory; must hold no other run.
         config: what is run.
         subset: the images it uses.
+        writes: whether this process writes; of several, one does.
 
     Raises:
         ConfigError: where another run is there, or the directory cannot be made.
     """
 
-    def __init__(self, folder: Path, config: FinetuneConfig, subset: Subset) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: FinetuneConfig, subset: Subset, *, writes: bool = True) -> None:
+        self.folder, self.config, self.writes = folder, config, writes
         self.lines = 0
+        self._board: Board | None = None
+        if not writes:
+            return
         self.refuse_another(folder)
+        if config.tensorboard:
+            Board(folder)  # refused before anything is written, where it is not installed
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_subset(folder / "subset.json", subset)
@@ -81,13 +89,16 @@ class Run:
     def opened(cls, folder: Path) -> Run:
         """The run in a directory, to go on with it."""
         run = cls.__new__(cls)
-        run.folder, run.config, run.lines = folder, cls.config_of(folder), 0
+        run.folder, run.config, run.lines, run.writes = folder, cls.config_of(folder), 0, True
+        run._board = None
         return run
 
     def checkpoint(
         self, name: str, classifier: Classifier, metrics: Mapping[str, Any], device: torch.device
     ) -> None:
         """Write a checkpoint that `wsod` can evaluate."""
+        if not self.writes:
+            return
         provenance = {
             "wsod": wsod.__version__,
             "python": platform.python_version(),
@@ -107,30 +118,40 @@ class Run:
 
     def keep(self, name: str) -> None:
         """Keep the selected checkpoint of a stage under another name."""
-        aside = self.folder / f".{name}.{os.getpid()}.tmp"
-        try:
-            shutil.copyfile(self.folder / "ft.pt", aside)
-            aside.replace(self.folder / name)
-        finally:
-            aside.unlink(missing_ok=True)
+        if self.writes:
+            with _aside(self.folder / name) as aside:
+                shutil.copyfile(self.folder / "ft.pt", aside)
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Append one line to the history."""
-        with open(self.folder / "history.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        path = self.folder / "history.jsonl"
+        if self.writes:
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            if self.config.tensorboard:
+                self._board = self._board or Board(self.folder)
+                self._board.add(entry)
         self.lines += 1
+
+    def draw(self) -> None:
+        """The history as a table, `history.csv`, and as curves, `history.png`."""
+        if self.writes:
+            entries = read_history(self.folder)
+            with _aside(self.folder / "history.csv") as aside:
+                write_csv(entries, aside)
+            with _aside(self.folder / "history.png") as aside:
+                draw_curves(entries, aside)
+            if self._board is not None:
+                self._board.close()
+                self._board = None
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write the training state."""
-        path = self.folder / "state.pt"
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            torch.save({**state, "lines": self.lines}, aside)
-            aside.replace(path)
-        except OSError as error:
-            raise CheckpointError(path, "a file that can be written", error) from error
-        finally:
-            aside.unlink(missing_ok=True)
+        if self.writes:
+            save_file({**state, "lines": self.lines}, self.folder / "state.pt")
 
     def load_state(self) -> dict[str, Any] | None:
         """The training state, the history taken back to it; None where the run had not saved one yet."""
@@ -138,7 +159,28 @@ class Run:
         path = self.folder / "state.pt"
         state = load_file(path) if path.exists() else None
         self.lines = state["lines"] if state is not None else 0
+        if not self.writes:
+            return state
+        for left in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         if history.exists():
             lines = history.read_text("utf-8").splitlines(keepends=True)
             write_text(history, "".join(lines[: self.lines]))
         return state
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A path to write to; renamed to `path` when whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        aside.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(path, "a file that can be written", error, "Make room, then --resume the run.")

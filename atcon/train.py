@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
-from atcon.build import make_classifier, make_objectives, make_optimiser, set_mode
-from atcon.config import FinetuneConfig, StageConfig
-from atcon.data import Batch, Images, batches, stream
-from atcon.metrics import classification_scores
-from atcon.objectives import Objective
+from atcon.build import make_classifier, make_objectives
+from atcon.config import FinetuneConfig
+from atcon.data import Batch, stream
+from atcon.judge import Best, evaluate_classifier, selection
 from atcon.pools import open_sources
 from atcon.run import Run
-from atcon.schedules import learning_rate, steps_of, weights
-from wsod.device import pick_device
-from wsod.errors import ConfigError, ModelError
-from wsod.models import Classifier, read_checkpoint
+from atcon.schedules import steps_of, weights
+from atcon.stages import StageConfig
+from atcon.step import Stepper
+from atcon.world import World
+from wsod.errors import ConfigError
+from wsod.models import read_checkpoint
 
-__all__ = ["Event", "Progress", "evaluate_classifier", "finetune", "resume"]
+__all__ = ["Event", "Progress", "finetune", "resume"]
 
 POOLS = ("labelled", "unlabelled")
 
@@ -64,8 +63,9 @@ def finetune(
     """Train a classifier as configured.
 
     Leaves in `out`: `ft.pt` (the selected checkpoint of the last stage), `STAGE.pt` (that of each stage
-    before), `last.pt`, `history.jsonl` (a line a step and evaluation), `config.toml`, `subset.json`,
-    `state.pt`.
+    before), `last.pt`, `history.jsonl` (a line a step and evaluation), the same as `history.csv` and drawn as
+    `history.png`, `config.toml`, `subset.json`, `state.pt`. Under `torchrun` its processes share each batch,
+    and the first of them writes.
 
     Args:
         config: the run, for instance from `load_config`.
@@ -81,8 +81,7 @@ def finetune(
         KeyboardInterrupt: on SIGINT, after the step is finished and saved.
     """
     folder = Path("runs") / (config.recipe or "finetune") if out is None else Path(out)
-    Run.refuse_another(folder)
-    return _Training(config, device, progress or (lambda event: None), folder, resumed=False).train()
+    return _train(config, folder, device, progress, resumed=False)
 
 
 def resume(out: str | Path, *, device: str = "auto", progress: Progress | None = None) -> Path:
@@ -90,39 +89,32 @@ def resume(out: str | Path, *, device: str = "auto", progress: Progress | None =
 
     Args: as `finetune`; configuration and images are those of the run.
     """
-    folder = Path(out)
-    config = Run.config_of(folder)
-    return _Training(config, device, progress or (lambda event: None), folder, resumed=True).train()
+    return _train(Run.config_of(Path(out)), Path(out), device, progress, resumed=True)
 
 
-def evaluate_classifier(
-    classifier: Classifier, images: Images, batch: int, *, workers: int = 0
-) -> dict[str, float]:
-    """Classification scores on a set of images, in evaluation mode and full precision."""
-    device = next(classifier.parameters()).device
-    modes = {module: module.training for module in classifier.modules()}
-    classifier.eval()
-    logits, targets = [], []
-    with torch.no_grad():
-        for found in batches(images, batch, workers=workers, pin=device.type == "cuda"):
-            logits.append(classifier(found.to(device).images).double().cpu())
-            targets.append(found.targets)
-    for module, training in modes.items():
-        module.training = training
-    return classification_scores(torch.cat(logits).numpy(), torch.cat(targets).numpy())
+def _train(
+    config: FinetuneConfig, folder: Path, device: str, progress: Progress | None, *, resumed: bool
+) -> Path:
+    world = World.join(device)
+    try:
+        if not resumed and world.first:
+            Run.refuse_another(folder)
+        show = progress if progress and world.first else (lambda event: None)
+        return _Training(config, world, show, folder, resumed=resumed).train()
+    finally:
+        world.leave()
 
 
 class _Training:
     """One run in progress."""
 
     def __init__(
-        self, config: FinetuneConfig, device: str, progress: Progress, folder: Path, *, resumed: bool
+        self, config: FinetuneConfig, world: World, progress: Progress, folder: Path, *, resumed: bool
     ) -> None:
-        self.config, self.progress = config, progress
-        self.device = torch.device(pick_device(device))
+        self.config, self.progress, self.world = config, progress, world
         torch.manual_seed(config.seed)
         sources = open_sources(config.data)
-        self.classifier = make_classifier(config.model, sources).to(self.device)
+        self.classifier = make_classifier(config.model, sources).to(world.device)
         self.objectives = {
             name: make_objectives(name, stage, self.classifier, sources.offered)
             for name, stage in config.stages.items()
@@ -130,20 +122,27 @@ class _Training:
         used = [o for objectives in self.objectives.values() for o in objectives.values()]
         told = [entry for objective in used for entry in objective.supervision]
         self.classifier.supervision = tuple(dict.fromkeys((*self.classifier.supervision, *told)))
-        for name, stage in config.stages.items():
-            _check_selection(name, stage, self.classifier.task)
         places = {need for objective in used for need in objective.requires} & {"masks", "boxes"}
         self.pools = sources.pools(self.classifier.preprocess, config.seed, places)
         self.sizes = {pool: len(self.pools[pool]) for pool in POOLS}
-        on_gpu = self.device.type == "cuda"
+        for name, stage in config.stages.items():
+            selection(name, stage, self.classifier.task)
+            _check_shares(name, stage, self.sizes, world.size)
+        on_gpu = world.device.type == "cuda"
         self.workers = (8 if on_gpu else 0) if config.data.workers is None else config.data.workers
         # everything that can be wrong has been looked at: only now is anything written
-        self.run = Run.opened(folder) if resumed else Run(folder, config, sources.subset)
+        world.wait()
+        self.run = Run.opened(folder) if resumed else Run(folder, config, sources.subset, writes=world.first)
+        self.run.writes = world.first
+        world.wait()
         self.stage_number, self.step = 0, 0
         self.used = dict.fromkeys(POOLS, 0)
-        self.best: dict[str, Any] = {}
+        self.best_state: dict[str, Any] = {}
         self.optimiser_state: dict[str, Any] | None = None
+        # what is drawn while training, such as dropout, differs between processes
+        torch.manual_seed(config.seed + 7919 * world.rank)
         state = self.run.load_state() if resumed else None
+        world.wait()
         if state is not None:
             self._restore(state)
 
@@ -155,126 +154,82 @@ class _Training:
                 self._stage(name, self.config.stages[name], interrupted)
                 if self.stage_number + 1 < len(names):
                     self.run.keep(f"{name}.pt")
+                    self.world.wait()
                     selected = read_checkpoint(self.run.folder / "ft.pt")["state"]
                     self.classifier.network.load_state_dict(selected)
-                self.stage_number, self.step, self.best = self.stage_number + 1, 0, {}
+                self.stage_number, self.step, self.best_state = self.stage_number + 1, 0, {}
                 self.used = dict.fromkeys(POOLS, 0)
                 self.optimiser_state = None
                 self._save(None)
+                self.run.draw()
+        self.world.wait()
         return self.run.folder / "ft.pt"
 
     def _stage(self, name: str, stage: StageConfig, interrupted: Callable[[], bool]) -> None:
         steps, epoch = steps_of(stage, self.sizes)
         evaluate_every = stage.evaluate_every or epoch
-        optimiser = make_optimiser(stage, self.classifier)
+        take = Stepper(name, stage, steps, self.classifier, self.objectives[name], self.world)
         if self.optimiser_state is not None:
-            optimiser.load_state_dict(self.optimiser_state)
-        self.classifier.to(
-            memory_format=torch.channels_last if stage.channels_last else torch.contiguous_format
-        )
+            take.optimiser.load_state_dict(self.optimiser_state)
+        best = Best(selection(name, stage, self.classifier.task), self.best_state)
         # another order of images in every stage
         seed = self.config.seed * 1009 + self.stage_number
-        streams = {
-            pool: stream(
-                self.pools[pool],
-                stage.batch,
-                seed=seed * 2 + number,
-                start=self.used[pool],
-                workers=self.workers,
-                pin=self.device.type == "cuda",
-            )
-            for number, pool in enumerate(POOLS)
-            if any(term.pool == pool for term in stage.objectives.values())
-        }
+        streams = self._streams(stage, seed)
         self._tell("start", name, steps, {})
-        if not self.best:
+        if not best.metrics:
             # the checkpoint a stage starts from may turn out to be the best
-            self._evaluate(name, stage, steps)
-            self._save(optimiser)
-        while self.step < steps:
+            self._evaluate(name, stage, steps, best)
+            self._save(take.optimiser)
+        while self.step < steps and not 0 < stage.patience <= best.stale:
             started = time.perf_counter()
-            values = self._step(name, stage, optimiser, streams, steps, seed)
+            active = weights(stage.objectives, self.sizes, self.step, seed)
+            drawn: dict[str, tuple[Batch, int]] = {}
+            for pool in {stage.objectives[key].pool: None for key in active}:
+                batch = next(streams[pool]).to(self.world.device, stage.channels_last)
+                drawn[pool] = batch, min(stage.batch, self.sizes[pool])
+                self.used[pool] += 1
+            values, stop = take(self.step, active, drawn, interrupted())
             values["seconds"] = time.perf_counter() - started
             self.step += 1
             self.run.log({"stage": name, "step": self.step, **values})
             self._tell("step", name, steps, values)
             evaluated = self.step % evaluate_every == 0 or self.step == steps
             if evaluated:
-                self._evaluate(name, stage, steps)
-            stop = interrupted()
+                self._evaluate(name, stage, steps, best)
+            # several processes stop at the same step, the one after the signal
+            stop = stop or (self.world.size == 1 and interrupted())
             if stop or (self.step % stage.save_every == 0 if stage.save_every else evaluated):
-                self._save(optimiser)
+                self._save(take.optimiser)
             if stop:
+                self.run.draw()
                 raise KeyboardInterrupt
-        self._tell("end", name, steps, self.best["metrics"])
+        self._tell("end", name, steps, best.metrics)
 
-    def _step(
-        self,
-        name: str,
-        stage: StageConfig,
-        optimiser: torch.optim.Optimizer,
-        streams: Mapping[str, Iterator[Batch]],
-        steps: int,
-        seed: int,
-    ) -> dict[str, float]:
-        active = weights(stage.objectives, self.sizes, self.step, seed)
-        factor = learning_rate(stage, self.step, steps)
-        for group in optimiser.param_groups:
-            group["lr"] = group["base"] * factor
-        drawn: dict[str, Batch] = {}
-        for pool in {stage.objectives[key].pool: None for key in active}:
-            drawn[pool] = next(streams[pool]).to(self.device, stage.channels_last)
-            self.used[pool] += 1
-        optimiser.zero_grad(set_to_none=True)
-        scalars: dict[str, Tensor] = {}
-        total = torch.zeros((), device=self.device)
-        for key, weight in active.items():
-            objective, batch = self.objectives[name][key], drawn[stage.objectives[key].pool]
-            set_mode(self.classifier, stage, objective.requires)
-            for found in self._backward(objective, batch, stage, weight):
-                for label, value in found.items():
-                    scalars[label] = scalars.get(label, torch.zeros_like(value)) + value
-            total = total + weight * scalars[key]
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        if stage.clip:
-            scalars["grad_norm"] = nn.utils.clip_grad_norm_(parameters, stage.clip)
-        labels = ["loss", *scalars]
-        # one transfer from the device a step
-        numbers = torch.stack([total, *scalars.values()]).double().tolist()
-        values = dict(zip(labels, numbers, strict=True))
-        if not np.isfinite([values["loss"], values.get("grad_norm", 0.0)]).all():
-            raise ModelError(
-                f"stage {name}, step {self.step + 1}",
-                "a finite loss",
-                f"{values['loss']:g}",
-                "The weights of the step before are unchanged; lower lr, or set clip.",
+    def _streams(self, stage: StageConfig, seed: int) -> dict[str, Iterator[Batch]]:
+        return {
+            pool: stream(
+                self.pools[pool],
+                stage.batch,
+                seed=seed * 2 + number,
+                start=self.used[pool],
+                workers=self.workers,
+                pin=self.world.device.type == "cuda",
+                share=(self.world.rank, self.world.size),
             )
-        optimiser.step()
-        return {"lr": optimiser.param_groups[0]["lr"], **values}
+            for number, pool in enumerate(POOLS)
+            if any(term.pool == pool for term in stage.objectives.values())
+        }
 
-    def _backward(
-        self, objective: Objective, batch: Batch, stage: StageConfig, weight: float
-    ) -> Iterator[dict[str, Tensor]]:
-        """Add the gradient of weight × objective, part by part; yields each part's share of the scalars."""
-        for part in batch.parts(stage.accumulate):
-            share = len(part) / len(batch)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=stage.amp == "bf16"):
-                found = objective(self.classifier, part, self.step)
-            (weight * share * found[objective.name]).backward()  # type: ignore[no-untyped-call]
-            yield {key: share * value.detach().float().to(self.device) for key, value in found.items()}
-
-    def _evaluate(self, name: str, stage: StageConfig, steps: int) -> None:
+    def _evaluate(self, name: str, stage: StageConfig, steps: int, best: Best) -> None:
         metrics = evaluate_classifier(
-            self.classifier, self.pools["val"], 2 * stage.batch, workers=self.workers
+            self.classifier, self.pools["val"], 2 * stage.batch, workers=self.workers, world=self.world
         )
         self.run.log({"stage": name, "step": self.step, "evaluation": metrics})
-        chosen = _selection(stage, self.classifier.task)
-        value = self.step if chosen == "last" else metrics[chosen]
-        described = {"stage": name, "step": self.step, "selected_by": chosen, **metrics}
-        self.run.checkpoint("last.pt", self.classifier, described, self.device)
-        if not self.best or value > self.best["value"]:
-            self.best = {"value": value, "metrics": metrics, "step": self.step}
-            self.run.checkpoint("ft.pt", self.classifier, described, self.device)
+        described = {"stage": name, "step": self.step, "selected_by": best.chosen, **metrics}
+        self.run.checkpoint("last.pt", self.classifier, described, self.world.device)
+        if best.better(self.step, metrics):
+            self.run.checkpoint("ft.pt", self.classifier, described, self.world.device)
+        self.best_state = best.state()
         self._tell("evaluation", name, steps, metrics)
 
     def _tell(
@@ -283,38 +238,41 @@ class _Training:
         self.progress(Event(kind, name, self.step, steps, values))
 
     def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
+        on_gpu = self.world.device.type == "cuda"
         self.run.save_state(
             {
                 "stage": self.stage_number,
                 "step": self.step,
                 "used": self.used,
-                "best": self.best,
+                "best": self.best_state,
                 "network": self.classifier.network.state_dict(),
                 "optimiser": None if optimiser is None else optimiser.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                # one a process
+                "random": self.world.gather(torch.get_rng_state()),
+                "random_cuda": self.world.gather(torch.cuda.get_rng_state(self.world.device))
+                if on_gpu
+                else [],
             }
         )
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.stage_number, self.step = state["stage"], state["step"]
-        self.used, self.best = dict(state["used"]), dict(state["best"])
+        self.used, self.best_state = dict(state["used"]), dict(state["best"])
         self.classifier.network.load_state_dict(state["network"])
         self.optimiser_state = state["optimiser"]
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        rank = self.world.rank
+        if rank < len(state["random"]):
+            torch.set_rng_state(state["random"][rank])
+        if rank < len(state["random_cuda"]) and self.world.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"][rank], self.world.device)
 
 
-def _selection(stage: StageConfig, task: str) -> str:
-    usual = "mAP" if task == "multilabel" else "top1"
-    return usual if stage.select == "auto" else stage.select
-
-
-def _check_selection(name: str, stage: StageConfig, task: str) -> None:
-    missing = "top1" if task == "multilabel" else "mAP"
-    if stage.select == missing:
-        raise ConfigError(f"stage {name}: select", f"a metric of {task} data", repr(missing))
+def _check_shares(name: str, stage: StageConfig, sizes: Mapping[str, int], processes: int) -> None:
+    for pool in {term.pool for term in stage.objectives.values()}:
+        if min(stage.batch, sizes[pool]) < processes:
+            raise ConfigError(
+                f"stage {name}: batch", f"an image for each of {processes} processes", f"{sizes[pool]} {pool}"
+            )
 
 
 @contextmanager

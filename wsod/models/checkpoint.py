@@ -27,6 +27,7 @@ __all__ = [
     "load_file",
     "read_checkpoint",
     "save_checkpoint",
+    "save_file",
 ]
 
 _FORMAT = "wsod-checkpoint-1"
@@ -70,13 +71,26 @@ def save_checkpoint(
         "provenance": plain({"torch": str(torch.__version__), **provenance}),
         "extra": dict(extra or {}),
     }
-    contents = _storable(contents, str(path))
+    save_file(_storable(contents, str(path)), path)
+
+
+def save_file(contents: Mapping[str, Any], path: Path) -> None:
+    """`torch.save`, whole or not at all: written aside, renamed once it is on the disk.
+
+    Raises:
+        CheckpointError: where it cannot be written, as on a full disk; what was there before still is.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        torch.save(contents, aside)
+        with open(aside, "wb") as file:
+            torch.save(dict(contents), file)
+            file.flush()
+            os.fsync(file.fileno())
         aside.replace(path)
-    except OSError as error:
-        raise CheckpointError(path, "a file that can be written", error) from error
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        hint = "Make room, then --resume the run."
+        raise CheckpointError(path, "a file that can be written", first.rstrip("."), hint) from error
     finally:
         aside.unlink(missing_ok=True)
 
