@@ -82,29 +82,34 @@ class Shapes(Dataset):
             speaks for another class. 0 = no cue is drawn; 1/8 = the cue tells nothing.
         cue: in `val` and `test` the cue may `match` as in `train`, be `random`, `deceive` (never agree) or
             be drawn not at all (`none`).
+        objects: at most so many objects an image; with 1 the images have one class each, and the task is
+            `multiclass`.
         size: sides are drawn from size to 5/4 size, in pixels.
         count: number of images instead of the split's own.
     """
 
     name: ClassVar[str] = "shapes"
-    usage: ClassVar[str] = "shapes[:seed=0,bias=0.0,cue=match|random|deceive|none,size=128,count=N]"
+    usage: ClassVar[str] = "shapes[:seed=0,bias=0.0,cue=match|random|deceive|none,objects=3,size=128,count=N]"
     default_split: ClassVar[str] = "test"
 
     split: str = "test"
     seed: int = 0
     bias: float = 0.0
     cue: Literal["match", "random", "deceive", "none"] = "match"
+    objects: int = 3
     size: int = 128
     count: int | None = None
     spec: str = field(default="shapes", init=False)
 
     def __post_init__(self) -> None:
-        self.classes, self.splits, self.task = tuple(CLASSES), tuple(SPLITS), "multilabel"
+        self.classes, self.splits = tuple(CLASSES), tuple(SPLITS)
+        self.task = "multiclass" if self.objects == 1 else "multilabel"
         self.split = self._known_split(self.split)
         count = SPLITS[self.split] if self.count is None else self.count
         for name, value, low, high in (
             ("seed", self.seed, 0, 2**63 - 1),
             ("bias", self.bias, 0, 1),
+            ("objects", self.objects, 1, 3),
             ("size", self.size, 48, 1024),
             ("count", count, 1, 1_000_000),
         ):
@@ -154,7 +159,7 @@ class Shapes(Dataset):
             _paint_cue(canvas, Draw(*key, 2), cue, side)
         for _ in range(1 + draw.integer(4)):
             _distractor(canvas, draw, side)
-        return _objects(canvas, draw, side, main, cue)
+        return _objects(canvas, draw, side, main, cue, self.objects)
 
     def _cue(self, draw: Draw, main: int) -> int | None:
         if not self.bias:
@@ -231,10 +236,10 @@ def _paint_cue(canvas: Canvas, draw: Draw, label: int, side: int) -> None:
     canvas.mix(cover * np.float32(0.85), hue(label / len(CLASSES), 0.75, 1.0) * bright[..., None])
 
 
-def _objects(canvas: Canvas, draw: Draw, side: int, main: int, cue: int | None) -> Scene:
+def _objects(canvas: Canvas, draw: Draw, side: int, main: int, cue: int | None, most: int) -> Scene:
     """The objects painted one over the other, and the truth of what stays visible."""
     names = list(CLASSES)
-    wanted = 1 + (draw() < 0.5) + (draw() < 0.4)
+    wanted = min(1 + (draw() < 0.5) + (draw() < 0.4), most)
     instances = np.zeros((canvas.height, canvas.width), np.uint8)
     labels: list[int] = []
     areas: list[int] = []

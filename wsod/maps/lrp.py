@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,10 +13,10 @@ from wsod.errors import ConfigError, ModelError
 from wsod.maps.backprop import Reduce, over_colours
 from wsod.maps.derivatives import full
 from wsod.maps.relevance import relevance_mode
-from wsod.maps.rules import AlphaBeta, Box, Composite, Epsilon, Flat, Gamma, LayerRule, ZPlus
+from wsod.maps.rules import AlphaBeta, Box, BoxBias, Composite, Epsilon, Flat, Gamma, LayerRule, ZPlus
 from wsod.maps.tape import Tape
 
-__all__ = ["First", "RuleName", "composite", "lrp", "relevance"]
+__all__ = ["First", "RuleName", "composite", "lrp", "relevance", "relevances"]
 
 RuleName = Literal["epsilon", "epsilon-plus", "gamma", "alpha-beta"]
 First = Literal["same", "flat", "zb"]
@@ -29,6 +30,7 @@ def composite(
     epsilon: float = 1e-2,
     gamma: float = 0.25,
     alpha: float = 2.0,
+    zb_bias: BoxBias = "cancel",
 ) -> Composite:
     """The rules of `lrp` by name, for the tape's network.
 
@@ -39,6 +41,7 @@ def composite(
         epsilon: see `lrp`.
         gamma: see `lrp`.
         alpha: see `lrp`.
+        zb_bias: see `lrp`.
 
     Raises:
         ConfigError: for another name, or a value out of range.
@@ -54,12 +57,18 @@ def composite(
     }
     if rule not in convolutions:
         raise ConfigError("rule", " or ".join(convolutions), repr(rule))
+    if zb_bias not in ("cancel", "absorb"):
+        raise ConfigError("zb_bias", "cancel or absorb", repr(zb_bias))
     preprocess = tape.classifier.preprocess
     low, high = (
         tuple((bound - mean) / std for mean, std in zip(preprocess.mean, preprocess.std, strict=True))
         for bound in (0.0, 1.0)
     )
-    entries: dict[str, LayerRule | None] = {"same": None, "flat": Flat(), "zb": Box(low, high, epsilon)}
+    entries: dict[str, LayerRule | None] = {
+        "same": None,
+        "flat": Flat(),
+        "zb": Box(low, high, epsilon, zb_bias),
+    }
     if first not in entries:
         raise ConfigError("first", " or ".join(entries), repr(first))
     if rule == "epsilon":
@@ -70,11 +79,33 @@ def composite(
 def relevance(tape: Tape, cases: Tensor, rules: Composite, *, create_graph: bool = False) -> Tensor:
     """Relevance of every input value, (M, 3, H, W); its sum is the score, less what biases and ε absorb.
 
+    Args: as `relevances`.
+    """
+    return relevances(tape, cases, rules, create_graph=create_graph)[0]
+
+
+def relevances(
+    tape: Tape,
+    cases: Tensor,
+    rules: Composite,
+    layers: Sequence[str] = (),
+    *,
+    scores: Tensor | None = None,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """Relevance of every input value, and of the outputs of further layers, from the same backward pass.
+
     Args:
-        tape: a forward pass that needs `input_gradient` and `relevance`.
-        cases: (M, 2) rows of (row, label).
+        tape: a forward pass that needs `input_gradient` and `relevance`, made with these `layers`.
+        cases: (M, 2) rows of (row, label); with `scores`, of (row, column of `scores`).
         rules: such as `composite` makes.
+        layers: paths of layers.
+        scores: (N, K) computed from `tape.logits`, to be explained instead of the logits; relevance then
+            starts from the derivative of the score by the logits.
         create_graph: differentiable; the tape has to be made with `create_graph=True`.
+
+    Returns:
+        (M, 3, H, W), then (M, D, h, w) for each layer.
 
     Raises:
         ModelError: for networks with operations that relevance cannot be shared through.
@@ -91,14 +122,20 @@ def relevance(tape: Tape, cases: Tensor, rules: Composite, *, create_graph: bool
     if isinstance(rules.first, Box) and not torch.equal(entry, tape.images):
         got = "one run on something computed from it"
         raise ModelError(f"{tape.classifier.arch}, z^B", "a first layer on the image", got, "Use first=flat.")
+    inner = [tape.output(layer) for layer in layers]
     with mode.switch.set(rules):
-        (found,) = tape.derivatives(rules, [entry], cases, create_graph)
-    if found is None:
-        raise ModelError(f"{tape.classifier.arch}, lrp", "logits that depend on the image", "none that do")
-    if rules.first is not None:
-        return found
+        found = tape.derivatives((rules, *layers), [entry, *inner], cases, create_graph, scores)
     rows = cases[:, 0].to(entry.device)
-    return full(entry if create_graph else entry.detach())[rows] * found
+    shared = []
+    for place, (values, sent) in enumerate(zip([entry, *inner], found, strict=True)):
+        if sent is None:
+            raise ModelError(
+                f"{tape.classifier.arch}, lrp", "logits that depend on the image", "none that do"
+            )
+        # the rules of the first layer alone give relevance itself; all else is a factor of the values
+        factor = place > 0 or rules.first is None
+        shared.append(full(values if create_graph else values.detach())[rows] * sent if factor else sent)
+    return shared
 
 
 def lrp(
@@ -111,6 +148,7 @@ def lrp(
     epsilon: float = 1e-2,
     gamma: float = 0.25,
     alpha: float = 2.0,
+    zb_bias: BoxBias = "cancel",
     reduce: Reduce = "signed",
     relu: bool = False,
     smooth: float = 0.0,
@@ -142,8 +180,10 @@ def lrp(
         epsilon: ε, of the scale of the activations.
         gamma: γ.
         alpha: α; β is α - 1.
-        reduce: over the colours.
-        relu: keep positive relevance alone.
+        zb_bias: in z^B, biases `cancel` (relevance is kept), or positive ones `absorb` relevance, as in the
+            code of ISNet's authors.
+        reduce: over the colours: the sum (`signed`), the sum of absolute values (`sum`), or the largest.
+        relu: keep positive relevance alone, after the colours are summed.
         smooth: standard deviation of a last Gaussian blur, as a share of each side.
 
     Returns:
@@ -152,7 +192,7 @@ def lrp(
     Raises:
         ModelError: for networks with other activations than ReLUs, attention, gates or layer norms.
     """
-    rules = composite(tape, rule, first, epsilon=epsilon, gamma=gamma, alpha=alpha)
+    rules = composite(tape, rule, first, epsilon=epsilon, gamma=gamma, alpha=alpha, zb_bias=zb_bias)
     maps = over_colours(relevance(tape, cases, rules, create_graph=create_graph), reduce)
     maps = maps.relu() if relu else maps
     return _blur(maps, smooth) if smooth else maps

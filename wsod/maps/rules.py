@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -31,8 +31,20 @@ from torch import Tensor
 from wsod.maps.guided import Rectifier
 from wsod.maps.relevance import Layer, Node, Sent, vjp
 
-__all__ = ["AlphaBeta", "Box", "Composite", "Epsilon", "Flat", "Gamma", "ZPlus", "positive", "share"]
+__all__ = [
+    "AlphaBeta",
+    "Box",
+    "BoxBias",
+    "Composite",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "ZPlus",
+    "positive",
+    "share",
+]
 
+BoxBias = Literal["cancel", "absorb"]
 
 # far below any sum of contributions, far above what a quotient could overflow with
 _SMALL = 1e-30
@@ -136,14 +148,18 @@ class Flat:
 
 @dataclass(frozen=True)
 class Box:
-    """First layer: z^B for inputs between `low` and `high` (a value a channel); gives R_i, not G_i."""
+    """First layer: z^B for inputs between `low` and `high` (a value a channel); gives R_i, not G_i.
+
+    With `bias="absorb"` the denominator has max(b, 0) too, as in the code of ISNet's authors.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     epsilon: float
+    bias: BoxBias = "cancel"
 
     def __call__(self, layer: Layer, grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        (_, relevance), (w, _) = layer.incoming(grad, x, weight, bias), layer.folded(weight, bias)
+        (_, relevance), (w, b) = layer.incoming(grad, x, weight, bias), layer.folded(weight, bias)
         low, high = (
             torch.tensor(side, dtype=x.dtype, device=x.device).reshape(-1, 1, 1).expand_as(x)
             for side in (self.low, self.high)
@@ -152,7 +168,10 @@ class Box:
             vjp(partial(_swapped, layer, weight), values)
             for values, weight in ((x, w), (low, w.clamp(min=0)), (high, w.clamp(max=0)))
         )
-        s = share(relevance, z_x - z_low - z_high, self.epsilon)
+        total = z_x - z_low - z_high
+        if self.bias == "absorb":
+            total = total + layer.channels(b.clamp(min=0))
+        s = share(relevance, total, self.epsilon)
         return x * pull(s) - low * pull_low(s) - high * pull_high(s)
 
 

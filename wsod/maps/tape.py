@@ -180,6 +180,13 @@ class Tape:
         direction = direction if create_graph else direction.detach()
         return self.classifier.grid(hessian_product(scores, self._leaf, direction, cases, create_graph))
 
+    def output(self, layer: str) -> Tensor:
+        """What one of the further layers, or the target layer, gave, in the graph and as it gave it."""
+        path = resolve_layer(self.classifier.network, layer)
+        if path not in (self.classifier.target_layer, *self.layers):
+            raise ConfigError("Tape", f"layers=[{layer!r}, ...] when it was made", list(self.layers))
+        return self._only(path)
+
     def features_at(self, layer: str) -> Tensor:
         """(N, D, h, w) at one of the further layers, or the target layer.
 
@@ -187,10 +194,7 @@ class Tape:
             ConfigError: for a layer the tape was not made with.
             ModelError: where its output is no grid.
         """
-        path = resolve_layer(self.classifier.network, layer)
-        if path not in (self.classifier.target_layer, *self.layers):
-            raise ConfigError("Tape", f"layers=[{layer!r}, ...] when it was made", list(self.layers))
-        return full(self.classifier.grid(self._only(path)))
+        return full(self.classifier.grid(self.output(layer)))
 
     @property
     def relus(self) -> ReluMode:
@@ -323,9 +327,16 @@ class Tape:
         return self._reached(image), pairs
 
     def derivatives(
-        self, what: object, targets: Sequence[Tensor], cases: Tensor, create_graph: bool = False
+        self,
+        what: object,
+        targets: Sequence[Tensor],
+        cases: Tensor,
+        create_graph: bool = False,
+        scores: Tensor | None = None,
     ) -> list[Tensor | None]:
-        """∂ logit of each case / ∂ other tensors of the pass; under the same name not computed again."""
+        """∂ logit (or score, (N, K)) of each case / ∂ other tensors; logits' once only for each name."""
+        if scores is not None:
+            return differentiate(scores, targets, cases, create_graph)
         key = self._key(what, cases, create_graph)
         if key not in self._derivatives:
             self._derivatives[key] = differentiate(self._logits, targets, cases, create_graph)
