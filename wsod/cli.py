@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from wsod import __version__
+from wsod.report.commands import COMMANDS, FORMAT, PUBLISHED
 from wsod.report.console import Group, console, progress_bar, warn
 
 __all__ = ["main"]
@@ -118,7 +119,11 @@ def _shared(function: Any) -> Any:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap intervals.")
 @click.option("--quiet", is_flag=True, help="Print no table.")
-def evaluate(maps: tuple[str, ...], out: Path | None, quiet: bool, **options: Any) -> None:
+@FORMAT
+@PUBLISHED
+def evaluate(
+    maps: tuple[str, ...], out: Path | None, quiet: bool, style: str, published: bool, **options: Any
+) -> None:
     """Make attention maps (or read them), score them by a protocol, print the table.
 
     \b
@@ -126,13 +131,17 @@ def evaluate(maps: tuple[str, ...], out: Path | None, quiet: bool, **options: An
     wsod evaluate --maps gradcam --maps center --checkpoint ft.pt --data voc2012:VOCdevkit --out runs/a
     """
     from wsod.evaluation import evaluate as run
+    from wsod.report.formats import format_results
     from wsod.report.tables import print_results
 
     with progress_bar("evaluating") as progress:
         result = run(maps, out=out, progress=progress, **options)
     if quiet:
         return
-    print_results(console(), {"": result})
+    if style != "table":
+        click.echo(format_results({"": result}, style, published=published))
+        return
+    print_results(console(), {"": result}, published=published)
     if out is not None:
         console().print(f"written: {out}/result.json", markup=False)
         if options["save_overlays"]:
@@ -164,21 +173,6 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
         f"wsod evaluate --maps {out}/{maps[0]} --data {options['data']}",
         markup=False,
     )
-
-
-@main.command()
-@click.argument("runs", nargs=-1, required=True, type=FILE)
-@click.option("--markdown", is_flag=True, help="As Markdown, for documents.")
-def table(runs: tuple[Path, ...], markdown: bool) -> None:
-    """Print the results of earlier runs as one table."""
-    from wsod.report.tables import markdown_results, print_results
-    from wsod.results import Result
-
-    results = {str(run): Result.load(run) for run in runs}
-    if markdown:
-        click.echo(markdown_results(results))
-    else:
-        print_results(console(), results)
 
 
 @main.command("list")
@@ -296,6 +290,10 @@ def boxes(
         console().print(text)
     else:
         click.echo(text)
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

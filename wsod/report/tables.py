@@ -1,49 +1,28 @@
-"""Result tables in the terminal."""
+"""Tables in the terminal, laid out for its width: nothing wraps inside a number, a name or a heading."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from wsod.comparison import Comparison, Difference
+from wsod.report.lines import Line, heading, lines, percent, short_names, signed
 from wsod.results import Result
 
-__all__ = ["markdown_results", "print_results", "simple_table"]
+__all__ = ["print_changes", "print_comparison", "print_results", "simple_table"]
 
-HEADINGS = {
-    "max_box_acc": "MaxBoxAcc",
-    "max_box_acc_v2": "MaxBoxAcc V2",
-    "gt_known_loc": "GT-known Loc",
-    "top1_loc": "Top-1 Loc",
-    "top5_loc": "Top-5 Loc",
-    "corloc": "CorLoc",
-    "corloc_image": "CorLoc (image)",
-    "pointing_game": "Pointing",
-    "energy_pointing_game": "Energy",
-    "mask_iou": "Mask IoU",
-    "miou": "mIoU",
-    "miou_atcon": "mIoU (ATCON)",
-    "pxap": "PxAP",
-    "voc_ap": "VOC AP",
-    "box_ap": "COCO AP",
-    "average_drop": "Avg. drop ↓",
-    "increase_in_confidence": "Increase",
-    "insertion": "Insertion",
-    "deletion": "Deletion ↓",
-    "map_stability": "Stability",
-}
+Row = tuple[str, str, str]
+SHOWN_FAULTS = 10
 
 
 def simple_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A plain table of text."""
-    table = Table(
-        title=Text(title, no_wrap=True), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
-    )
+    table = _table(title)
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     for row in rows:
@@ -51,80 +30,234 @@ def simple_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     return table
 
 
-def _cell(score: Mapping[str, Any] | None) -> Text:
-    if score is None or score["value"] is None or math.isnan(score["value"]):
-        return Text("–", style="dim")
-    text = Text(f"{100 * score['value']:.1f}")
-    if score["interval"]:
-        low, high = (100 * bound for bound in score["interval"])
-        text.append(f"\n{low:.1f}–{high:.1f}", style="dim")
-    return text
+def _table(title: str = "") -> Table:
+    shown = Text(title, no_wrap=True) if title else None
+    return Table(title=shown, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
 
 
-def _count(score: Mapping[str, Any]) -> str:
-    skipped = f" ({score['skipped']} skipped)" if score["skipped"] else ""
-    return f"{score['count']}{skipped}"
+def print_results(console: Console, results: Mapping[str, Result], *, published: bool = False) -> None:
+    """All rows of all runs: per cent, 95 % intervals below, counts and supervision.
 
-
-def print_results(console: Console, results: Mapping[str, Result]) -> None:
-    """One table of all rows of all runs: per cent, 95 % intervals below, counts and supervision.
+    A row of the table is a row of maps where the terminal is wide enough; else a column is, in as many
+    tables as it takes.
 
     Args:
         console: where to print.
         results: runs by the name they are shown under; a single one is shown without its name.
+        published: append the numbers the protocols state as published, said to be not measured here.
     """
-    metrics = list(dict.fromkeys(m for result in results.values() for row in result.rows for m in row.scores))
-    origins = {
-        run: "{data}, split {split}, protocol {config}".format(**result.config)
-        for run, result in results.items()
-    }
-    several, alike = len(results) > 1, len(set(origins.values())) == 1
-    console.print(
-        Text(f"{next(iter(origins.values()))}, per cent" if alike else "per cent", style="bold"),
-        soft_wrap=True,
-    )
-    table = Table(box=box.SIMPLE_HEAD)
+    folder, names = short_names(list(results))
+    found = lines(dict(zip(names, results.values(), strict=True)), published)
+    own = [line for line in found if not line.source]
+    origins = list(dict.fromkeys(line.origin for line in own))
+    alike = len(origins) <= 1
+    title = f"{origins[0]}, per cent" if len(origins) == 1 else "per cent"
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    if folder:
+        console.print(Text(f"runs in {folder}", style="dim"), soft_wrap=True)
+    several = len(results) > 1
+    wide = [_wide(found, several, alike, notes=notes) for notes in (True, False)]
+    fitting = [i for i, table in enumerate(wide) if _fits(console, table)]
+    for table in [wide[fitting[0]]] if fitting else _across(console, found, several):
+        console.print(table)
+    if fitting != [0, 1]:
+        _print_notes(console, found, several, alike)
+    _print_counts(console, own)
+    _print_faults(console, results)
+
+
+def _fits(console: Console, table: RenderableType) -> bool:
+    # measured without the terminal's own limit, which columns would be squeezed into
+    free = console.options.update(max_width=100_000)
+    return Measurement.get(console, free, table).maximum <= console.width
+
+
+def _rows(found: Sequence[Line]) -> dict[Row, dict[str, Line]]:
+    rows: dict[Row, dict[str, Line]] = {}
+    for line in found:
+        rows.setdefault(line.row, {})[line.metric] = line
+    return rows
+
+
+def _metrics(found: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(line.metric for line in found))
+
+
+def _name(line: Line, several: bool, between: str = "  ") -> Text:
+    """The row's name, its run before it where there are several."""
+    if line.source:
+        return Text(f"{line.maps}{between}{line.data}", style="italic")
+    return Text(f"{line.run}{between}{line.maps}" if several else line.maps)
+
+
+def _note(line: Line) -> str:
+    return f"published, not measured here: {line.source}" if line.source else line.supervision
+
+
+def _cell(line: Line | None) -> Text:
+    if line is None or line.value is None:
+        return Text("–", style="dim")
+    text = Text(percent(line.value), style="italic" if line.source else "")
+    if line.low is not None:
+        text.append(f"\n{percent(line.low)}–{percent(line.high)}", style="dim")
+    return text
+
+
+def _wide(found: Sequence[Line], several: bool, alike: bool, *, notes: bool) -> Table:
+    """A row a row of maps, a column a metric."""
+    table, metrics = _table(), _metrics(found)
     if several:
-        table.add_column("run", overflow="fold")
-    if not alike:  # rows that must not be compared say so themselves
-        table.add_column("data and protocol", overflow="fold")
-    table.add_column("maps", overflow="fold")
+        table.add_column("run", no_wrap=True)
+    if not alike and notes:  # rows that must not be compared say so themselves
+        table.add_column("data and protocol", no_wrap=True)
+    table.add_column("maps", no_wrap=True)
     for metric in metrics:
-        table.add_column(Text(HEADINGS.get(metric, metric)), justify="right")
-    table.add_column("supervision", overflow="fold", min_width=12)
-    for run, result in results.items():
-        for row in result.rows:
-            scores = [_cell(row.scores.get(metric)) for metric in metrics]
-            head = [Text(run)] if several else []
-            origin = [] if alike else [Text(origins[run])]
-            table.add_row(*head, *origin, Text(row.maps), *scores, Text(", ".join(row.supervision) or "none"))
-    console.print(table)
-    notes = []
-    for metric in metrics:
-        counts = {
-            _count(row.scores[metric]) for r in results.values() for row in r.rows if metric in row.scores
-        }
-        notes.append(f"{HEADINGS.get(metric, metric)} {' / '.join(sorted(counts))}")
-    console.print(Text("cases: " + ", ".join(notes), style="dim"))
-    console.print(Text("below each score: 95 % interval, images resampled", style="dim"))
+        table.add_column(Text(heading(metric)), justify="right", no_wrap=True)
+    if notes:
+        table.add_column("supervision", no_wrap=True)
+    measured = True
+    for scores in _rows(found).values():
+        first = next(iter(scores.values()))
+        if measured and first.source:
+            table.add_section()
+            measured = False
+        head = [Text("published" if first.source else first.run)] if several else []
+        if not alike and notes:
+            head.append(Text("–" if first.source else first.origin))
+        cells = [_cell(scores.get(metric)) for metric in metrics]
+        tail = [Text(_note(first), style="italic" if first.source else "")] if notes else []
+        table.add_row(*head, _name(first, several=False), *cells, *tail)
+    return table
+
+
+def _across(console: Console, found: Sequence[Line], several: bool) -> list[Table]:
+    """A column a row of maps, a row a metric; as many tables as the columns need."""
+    metrics = _metrics(found)
+
+    def table_of(part: Sequence[Mapping[str, Line]]) -> Table:
+        table = _table()
+        table.add_column("", no_wrap=True)
+        for scores in part:
+            name = _name(next(iter(scores.values())), several, "\n")
+            table.add_column(name, justify="right", overflow="fold")
+        for metric in metrics:
+            table.add_row(Text(heading(metric)), *(_cell(scores.get(metric)) for scores in part))
+        return table
+
+    parts: list[list[Mapping[str, Line]]] = [[]]
+    for scores in _rows(found).values():
+        if parts[-1] and not _fits(console, table_of([*parts[-1], scores])):
+            parts.append([])
+        parts[-1].append(scores)
+    return [table_of(part) for part in parts]
+
+
+def _print_notes(console: Console, found: Sequence[Line], several: bool, alike: bool) -> None:
+    """Data, supervision and sources, each once, with the rows they are of."""
+    notes: dict[str, list[str]] = {}
+    for scores in _rows(found).values():
+        first = next(iter(scores.values()))
+        note = _note(first) if alike or first.source else f"{first.supervision} ({first.origin})"
+        name = first.maps if first.source else _name(first, several).plain
+        if name not in notes.setdefault(note, []):
+            notes[note].append(name)
+    for note, names in notes.items():
+        what = note if note.startswith("published") else f"supervision: {note}"
+        console.print(Text(f"{', '.join(names)} — {what}", style="dim"))
+
+
+def _print_counts(console: Console, own: Sequence[Line]) -> None:
+    counts: dict[str, list[str]] = {}
+    for line in own:
+        shown = f"{line.count}" + (f" ({line.skipped} skipped)" if line.skipped else "")
+        if shown not in counts.setdefault(line.metric, []):
+            counts[line.metric].append(shown)
+    parts = [f"{heading(metric)} {' / '.join(sorted(shown))}" for metric, shown in counts.items()]
+    console.print(Text("cases: " + ", ".join(parts), style="dim"))
+    if any(line.low is not None for line in own):
+        console.print(Text("with each score: its 95 % interval, images resampled", style="dim"))
+    bare = [heading(metric) for metric in counts if all(x.low is None for x in own if x.metric == metric)]
+    if bare:
+        console.print(Text(f"no interval: {', '.join(bare)}", style="dim"))
+
+
+def _print_faults(console: Console, results: Mapping[str, Result]) -> None:
     for run, result in results.items():
         if result.skipped:
-            where = f"{run}: " if several else ""
+            where = f"{run}: " if len(results) > 1 else ""
             console.print(Text(f"{where}{len(result.skipped)} images skipped:", style="yellow"))
-            for fault in result.skipped[:10]:
+            for fault in result.skipped[:SHOWN_FAULTS]:
                 console.print(Text(f"  {fault['error']}", style="yellow"))
-            if len(result.skipped) > 10:
+            if len(result.skipped) > SHOWN_FAULTS:
                 console.print(Text("  … all of them in result.json", style="yellow"))
 
 
-def markdown_results(results: Mapping[str, Result]) -> str:
-    """The same rows as a Markdown table: per cent, with the 95 % interval in brackets and the count."""
-    metrics = list(dict.fromkeys(m for result in results.values() for row in result.rows for m in row.scores))
-    columns = ["run", "maps", *(HEADINGS.get(metric, metric) for metric in metrics), "supervision"]
-    lines = [columns, ["---"] * len(columns)]
-    for run, result in results.items():
-        for row in result.rows:
-            cells = [_cell(row.scores.get(metric)).plain.replace("\n", " (") for metric in metrics]
-            cells = [cell + ")" if "(" in cell else cell for cell in cells]
-            lines.append([run, f"`{row.maps}`", *cells, ", ".join(row.supervision) or "none"])
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """A table a pair of rows: both scores, the difference with its interval, p-values, cases that changed."""
+    console.print(Text(f"{comparison.about}, per cent", style="bold"), soft_wrap=True)
+    pairs: dict[tuple[str, str], list[Difference]] = {}
+    for one in comparison.differences:
+        pairs.setdefault((one.first, one.second), []).append(one)
+    for (first, second), differences in pairs.items():
+        console.print()
+        console.print(Text(f"{first}  →  {second}", style="bold"), soft_wrap=True)
+        for break_interval in (False, True):
+            table = _differences(differences, break_interval)
+            if _fits(console, table):
+                break
+        console.print(table)
+    known = [one for one in comparison.differences if one.p_value is not None]
+    for note in comparison.notes:
+        console.print(Text(note, style="yellow"))
+    texts = [
+        "difference: with its 95 % paired bootstrap interval, whole images resampled; thresholds held fixed",
+        f"p: sign flip test over images; Holm: corrected for {len(known)} tests",
+        "↑ ↓: cases with a higher and a lower score; list them with --changes METRIC",
+    ]
+    for text in texts:
+        console.print(Text(text, style="dim"))
+
+
+def _differences(differences: Sequence[Difference], break_interval: bool) -> Table:
+    table = _table()
+    for column in ("", "scores", "difference", "p", "Holm", "↑", "↓", "n"):
+        table.add_column(column, no_wrap=True, justify="right" if column else "left")
+    for one in differences:
+        change = Text(signed(one.difference))
+        if one.interval:
+            low, high = map(signed, one.interval)
+            change.append(f"{chr(10) if break_interval else ' '}[{low}, {high}]", style="dim")
+        sure = one.adjusted is not None and one.adjusted <= 0.05
+        table.add_row(
+            Text(heading(one.metric), style="bold" if sure else ""),
+            Text(f"{percent(one.before)} → {percent(one.after)}"),
+            change,
+            *(Text(_p(p), style="bold" if sure else "") for p in (one.p_value, one.adjusted)),
+            *(Text(str(number)) for number in (one.raised, one.lowered, one.cases)),
+        )
+    return table
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "<.001" if value < 0.001 else f"{value:.3f}"[value < 1 :]
+
+
+def print_changes(console: Console, difference: Difference, top: int) -> None:
+    """The cases whose score changed most."""
+    shown = difference.changes[:top]
+    title = f"{heading(difference.metric)}: {len(shown)} of {len(difference.changes)} cases that changed, "
+    title += f"{difference.first} → {difference.second}"
+    rows = [
+        (
+            change.image,
+            change.label,
+            percent(change.before),
+            percent(change.after),
+            signed(change.after - change.before),
+        )
+        for change in shown
+    ]
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(simple_table("", ["image", "class", "before", "after", "difference"], rows))

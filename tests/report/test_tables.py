@@ -1,0 +1,165 @@
+"""Tables: whole at any width, and the same numbers in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from tests.report.runs import EVIL, METRICS, result, score
+from wsod.cli import main
+from wsod.comparison import compare
+from wsod.report.formats import format_comparison, format_results
+from wsod.report.lines import lines, percent
+from wsod.report.tables import print_changes, print_comparison, print_results
+from wsod.results import Result, Row
+
+MANY = (
+    "gradcam",
+    "layercam",
+    "guidedbackprop",
+    "runs/some/where/maps/contrastiveexcitationbackprop",
+    "center",
+)
+
+
+def printed(width: int, function: Any, *arguments: Any, **options: Any) -> str:
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    function(console, *arguments, **options)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def runs(count: int) -> dict[str, Result]:
+    return {f"runs/study/run-{i}": result(MANY, seed=i) for i in range(count)}
+
+
+@pytest.mark.parametrize("width", range(80, 201, 10))
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_are_whole_at_any_width(width: int, count: int) -> None:
+    """No line is longer than the terminal, no number, name or heading is cut or broken."""
+    found = runs(count)
+    text = printed(width, print_results, found)
+    lengths = [len(line) for line in text.splitlines()]
+    assert max(lengths) <= width or len(text.splitlines()[0]) == max(lengths)
+    assert "…" not in text
+    for line in lines(found):
+        assert percent(line.value) in text
+        assert f"{percent(line.low)}–{percent(line.high)}" in text
+    for name in ("gradcam", "guidedbackprop", "center", "Pointing", "MaxBoxAcc V2", "Mask IoU"):
+        assert name in text
+    assert "image labels, threshold: evaluated split" in " ".join(text.split())
+    if count > 1:
+        assert "runs in runs/study/" in text
+
+
+@pytest.mark.parametrize("width", range(80, 201, 20))
+def test_comparisons_are_whole_at_any_width(width: int, tmp_path: Path) -> None:
+    result(MANY[:3]).save(tmp_path)
+    comparison = compare([tmp_path], resamples=200)
+    text = printed(width, print_comparison, comparison)
+    table = [line for line in text.splitlines() if "→" in line and str(tmp_path) not in line]
+    assert len(table) == len(comparison.differences) == 2 * len(METRICS)
+    assert all(len(line) <= width for line in table)
+    for one in comparison.differences:
+        assert f"{percent(one.before)} → {percent(one.after)}" in text
+    assert "…" not in text
+
+
+def test_rows_of_other_data_say_so() -> None:
+    text = printed(200, print_results, {"a": result(), "b": result(data="voc2012:elsewhere")})
+    assert "shapes, split test" in text
+    assert "voc2012:elsewhere, split test" in text
+
+
+def test_scores_of_nothing_are_dashes_and_skipped_images_are_named() -> None:
+    empty = replace(
+        result(("center",)),
+        rows=(Row("center", (), {"mask_iou": score(None, count=0, skipped=3)}),),
+        skipped=tuple({"image": str(i), "error": f"image {i} is broken"} for i in range(12)),
+    )
+    text = printed(80, print_results, {"": empty})
+    assert "–" in text
+    assert "0 (3 skipped)" in text
+    assert "no interval: Mask IoU" in text
+    assert "12 images skipped" in text
+    assert "image 9 is broken" in text
+    assert "image 10 is broken" not in text
+
+
+def test_csv_and_json_have_every_digit() -> None:
+    found = runs(2)
+    rows = list(csv.DictReader(io.StringIO(format_results(found, "csv"))))
+    objects = json.loads(format_results(found, "json"))
+    assert len(rows) == len(objects) == 2 * len(MANY) * len(METRICS)
+    for row, one in zip(rows, objects, strict=True):
+        value = found[row["run"]].rows[MANY.index(row["maps"])].scores[row["metric"]]["value"]
+        assert float(row["value"]) == one["value"] == value
+        assert float(row["low"]) == one["low"]
+        assert row["count"] == str(one["count"]) == "40"
+
+
+def test_markdown_and_latex_cannot_be_broken_by_names() -> None:
+    found = {"a": result((f"{EVIL}|100%_x", "center"))}
+    text = format_results(found, "markdown")
+    head, rule, *rows = text.splitlines()
+    assert "<script>" not in text
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in (head, rule, *rows)} == {9}
+    latex = format_results(found, "latex")
+    assert r"100\%\_x" in latex
+    body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 7 for line in body)
+    assert latex.startswith(r"\begin{tabular}{lrrrrrrl}")
+
+
+def test_published_numbers_are_said_to_be_published() -> None:
+    found = {"a": result(metrics=("pointing_game",), protocol="pointing-voc07")}
+    assert "not measured" not in printed(120, print_results, found)
+    for width in (80, 200):
+        text = " ".join(printed(width, print_results, found, published=True).split())
+        assert "90.4" in text
+        assert "published, not measured here: docs/pointing.csv of facebookresearch/TorchRay" in text
+    rows = list(csv.DictReader(io.StringIO(format_results(found, "csv", published=True))))
+    assert {row["source"] != "" for row in rows if row["maps"] == "Grad-CAM"} == {True}
+    assert all(row["count"] == "" and row["low"] == "" for row in rows if row["source"])
+    assert "published, not measured here" in format_results(found, "markdown", published=True)
+
+
+def test_comparison_formats(tmp_path: Path) -> None:
+    result().save(tmp_path)
+    comparison = compare([tmp_path], resamples=200)
+    told = json.loads(format_comparison(comparison, "json", ["mask_iou"]))
+    by_name = {one["metric"]: one for one in told["differences"]}
+    assert len(by_name["mask_iou"]["changes"]) == 40
+    assert "changes" not in by_name["pointing_game"]
+    rows = list(csv.DictReader(io.StringIO(format_comparison(comparison, "csv"))))
+    assert [float(row["difference"]) for row in rows] == [one.difference for one in comparison.differences]
+    assert format_comparison(comparison, "markdown").count("\n") == 1 + len(METRICS)
+    assert "toprule" in format_comparison(comparison, "latex")
+    text = printed(100, print_changes, comparison.differences[0], 3)
+    assert "3 of 40 cases" in text
+    assert comparison.differences[0].changes[0].image in text
+
+
+def test_commands_print_every_format_without_colour(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        result(seed=ord(name)).save(tmp_path / name)
+    for command in ("table", "compare"):
+        for style in ("table", "markdown", "csv", "latex", "json"):
+            arguments = [command, str(tmp_path / "a"), str(tmp_path / "b"), "--format", style]
+            got = CliRunner().invoke(main, arguments)
+            assert got.exit_code == 0, got.output
+            assert "\x1b" not in got.output
+            if style == "json":
+                json.loads(got.stdout)
+    listed = CliRunner().invoke(main, ["compare", str(tmp_path / "a"), "--changes", "mask_iou", "--top", "2"])
+    assert "2 of 40 cases that changed" in listed.output
+    one = CliRunner().invoke(main, ["evaluate", "--maps", "center", "--limit", "3", "--format", "csv"])
+    assert one.stdout.splitlines()[0].startswith("run,data,split,protocol,maps,metric,value")
