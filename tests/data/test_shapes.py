@@ -111,16 +111,18 @@ def test_bias_ties_the_cue_to_the_main_class_in_train() -> None:
     assert 0.73 < np.mean(agree) < 0.87
 
 
-def test_one_object_is_one_class() -> None:
-    alone, many = Shapes("val", objects=1, size=48, count=60), Shapes("val", size=48, count=60)
-    assert (alone.task, many.task) == ("multiclass", "multilabel")
+def test_simple_scenes_have_one_object_and_one_class() -> None:
+    dataset = Shapes("val", simple=True, bias=1.0, size=48, count=60)
+    assert (dataset.task, Shapes("val").task) == ("multiclass", "multilabel")
     for index in range(60):
-        one, some = alone.scene(index), many.scene(index)
-        assert one.labels == some.labels[:1]
-        assert set(np.unique(one.instances)) == {0, 1}
-    assert {len(Shapes("val", objects=2, size=48).scene(i).labels) for i in range(40)} == {1, 2}
-    with pytest.raises(ConfigError, match="objects"):
-        Shapes(objects=0)
+        scene, other = dataset.scene(index), Shapes("val", simple=True, size=48).scene(index)
+        assert len(scene.labels) == 1
+        assert set(np.unique(scene.instances)) == {0, 1}
+        assert scene.difficult == (False,)
+        assert scene.cue == scene.labels[0]
+        # the cue is all that differs
+        assert np.array_equal(scene.instances, other.instances)
+        assert not np.array_equal(scene.pixels, other.pixels)
 
 
 def test_cue_rules_outside_of_training() -> None:

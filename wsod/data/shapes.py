@@ -82,34 +82,35 @@ class Shapes(Dataset):
             speaks for another class. 0 = no cue is drawn; 1/8 = the cue tells nothing.
         cue: in `val` and `test` the cue may `match` as in `train`, be `random`, `deceive` (never agree) or
             be drawn not at all (`none`).
-        objects: at most so many objects an image; with 1 the images have one class each, and the task is
-            `multiclass`.
+        simple: one large object near the middle and no clutter, learned from 1000 images of 48 px in half a
+            minute; the task is `multiclass` then.
         size: sides are drawn from size to 5/4 size, in pixels.
         count: number of images instead of the split's own.
     """
 
     name: ClassVar[str] = "shapes"
-    usage: ClassVar[str] = "shapes[:seed=0,bias=0.0,cue=match|random|deceive|none,objects=3,size=128,count=N]"
+    usage: ClassVar[str] = (
+        "shapes[:seed=0,bias=0.0,cue=match|random|deceive|none,simple=false,size=128,count=N]"
+    )
     default_split: ClassVar[str] = "test"
 
     split: str = "test"
     seed: int = 0
     bias: float = 0.0
     cue: Literal["match", "random", "deceive", "none"] = "match"
-    objects: int = 3
+    simple: bool = False
     size: int = 128
     count: int | None = None
     spec: str = field(default="shapes", init=False)
 
     def __post_init__(self) -> None:
         self.classes, self.splits = tuple(CLASSES), tuple(SPLITS)
-        self.task = "multiclass" if self.objects == 1 else "multilabel"
+        self.task = "multiclass" if self.simple else "multilabel"
         self.split = self._known_split(self.split)
         count = SPLITS[self.split] if self.count is None else self.count
         for name, value, low, high in (
             ("seed", self.seed, 0, 2**63 - 1),
             ("bias", self.bias, 0, 1),
-            ("objects", self.objects, 1, 3),
             ("size", self.size, 48, 1024),
             ("count", count, 1, 1_000_000),
         ):
@@ -157,9 +158,9 @@ class Shapes(Dataset):
         cue = self._cue(Draw(*key, 1), main)
         if cue is not None:
             _paint_cue(canvas, Draw(*key, 2), cue, side)
-        for _ in range(1 + draw.integer(4)):
+        for _ in range(0 if self.simple else 1 + draw.integer(4)):
             _distractor(canvas, draw, side)
-        return _objects(canvas, draw, side, main, cue, self.objects)
+        return _objects(canvas, draw, side, main, cue, self.simple)
 
     def _cue(self, draw: Draw, main: int) -> int | None:
         if not self.bias:
@@ -236,18 +237,20 @@ def _paint_cue(canvas: Canvas, draw: Draw, label: int, side: int) -> None:
     canvas.mix(cover * np.float32(0.85), hue(label / len(CLASSES), 0.75, 1.0) * bright[..., None])
 
 
-def _objects(canvas: Canvas, draw: Draw, side: int, main: int, cue: int | None, most: int) -> Scene:
+def _objects(canvas: Canvas, draw: Draw, side: int, main: int, cue: int | None, simple: bool) -> Scene:
     """The objects painted one over the other, and the truth of what stays visible."""
     names = list(CLASSES)
-    wanted = min(1 + (draw() < 0.5) + (draw() < 0.4), most)
+    wanted = 1 if simple else 1 + (draw() < 0.5) + (draw() < 0.4)
+    least, spread, margin, pixels = (0.22, 0.2, 0.25, 0) if simple else (0.12, 0.24, 0.08, 200)
     instances = np.zeros((canvas.height, canvas.width), np.uint8)
     labels: list[int] = []
     areas: list[int] = []
     for n in range(wanted):
         label = main if n == 0 or draw() < 0.25 else draw.integer(len(names))
         for _ in range(6):
-            centre = (draw(0.08, 0.92) * canvas.width, draw(0.08, 0.92) * canvas.height)
-            radius = (0.12 + 0.24 * draw() * (0.4 + 0.6 * draw())) * side
+            x, y = draw(margin, 1 - margin), draw(margin, 1 - margin)
+            centre = (x * canvas.width, y * canvas.height)
+            radius = (least + spread * draw() * (0.4 + 0.6 * draw())) * side
             stamp = Stamp.place(canvas, OUTLINES[names[label]], centre, radius, draw.turn(), draw(0.8, 1.25))
             solid = stamp.cover > 0.5
             proposal = instances.copy()
@@ -264,5 +267,5 @@ def _objects(canvas: Canvas, draw: Draw, side: int, main: int, cue: int | None, 
         canvas.mix(stamp.cover, _texture(stamp, CLASSES[names[label]], draw, side), stamp.window)
     canvas.grain(draw, draw(0.03, 0.12))
     seen = np.bincount(instances.ravel(), minlength=len(labels) + 1)[1:]
-    difficult = tuple(bool(s < 0.55 * a or s < 200) for s, a in zip(seen, areas, strict=True))
+    difficult = tuple(bool(s < 0.55 * a or s < pixels) for s, a in zip(seen, areas, strict=True))
     return Scene(canvas.bytes(), instances, tuple(labels), difficult, cue)
