@@ -16,7 +16,7 @@ import tomli_w
 from wsod.errors import ConfigError
 from wsod.registry import nearest
 
-__all__ = ["bind", "dump_toml", "merge", "parse_settings", "plain", "read_toml", "write_text"]
+__all__ = ["bind", "dump_toml", "merge", "parse_settings", "parse_value", "plain", "read_toml", "write_text"]
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's tables, or a ConfigError naming the file and line."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, nested without end
         raise ConfigError(path, "a readable TOML file", error) from error
 
 
@@ -40,14 +40,24 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {setting}", "key=value", repr(setting))
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
+        value = parse_value(text)
         for part in reversed(key.strip().split(".")):
             value = {part: value}
         tables = merge(tables, value)
     return tables
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, or the word itself.
+
+    >>> [parse_value(text) for text in ("1e-5", "[1, 2]", "word", "1\\nb = 2")]
+    [1e-05, [1, 2], 'word', '1\\nb = 2']
+    """
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return table["value"] if len(table) == 1 else text
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +137,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     wanted = {float: (int, float), Path: (str, Path)}.get(hint, hint)
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(where, f"a value of type {hint.__name__}", repr(value))
-    return hint(value)
+    try:
+        return hint(value)
+    except OverflowError:
+        raise ConfigError(where, f"a value of type {hint.__name__}", f"{str(value)[:20]}…") from None
 
 
 def plain(value: Any) -> Any:
@@ -151,7 +164,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: aside first, then renamed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, "utf-8")
+        aside.write_text(text, "utf-8", "backslashreplace")
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

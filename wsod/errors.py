@@ -20,8 +20,9 @@ class WsodError(Exception):
 
     def __init__(self, where: object, expected: str, got: object, hint: str = "") -> None:
         self.where, self.expected, self.got, self.hint = str(where), expected, str(got), hint
-        line = f"{where}: expected {expected}, got {got}."
-        super().__init__(" ".join(f"{line} {hint}".split()))
+        line = f"{where}: expected {expected}, got {got}. {hint}"
+        # half a character (of a file name that is no UTF-8) could not be printed
+        super().__init__(" ".join(line.encode("utf-8", "backslashreplace").decode("utf-8").split()))
 
     def __reduce__(self) -> tuple[type[WsodError], tuple[str, str, str, str]]:
         # the default would rebuild from the one formatted line; worker processes pickle errors

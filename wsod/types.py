@@ -17,7 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsod.errors import DataError, MapError
 
-__all__ = ["AttentionMaps", "Masks", "Sample", "Score"]
+__all__ = ["MAX_PIXELS", "AttentionMaps", "Masks", "Sample", "Score"]
+
+MAX_PIXELS = 100_000_000
+"""Images above this are refused before anything is decoded or set aside: a small file can claim any size."""
+
+MAX_VALUE = 1e150
+"""Maps beyond this are refused: their sums and squares would be infinite."""
 
 Box = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -79,6 +85,9 @@ class Sample:
         height, width = (int(side) for side in self.size)
         if height < 1 or width < 1:
             raise DataError(where, "a size of at least 1x1", f"{width}x{height}")
+        if height * width > MAX_PIXELS:
+            hint = "Scale the image down first."
+            raise DataError(where, f"at most {MAX_PIXELS} pixels", f"{width}x{height}", hint)
         boxes = np.asarray(self.boxes, np.float64)
         if boxes.size % 4:
             raise DataError(where, "boxes of shape (N, 4)", boxes.shape)
@@ -166,8 +175,12 @@ class AttentionMaps:
             raise MapError(self.image_id, "one map a label", f"labels {labels.tolist()}")
         for label, value in zip(labels.tolist(), values, strict=True):
             # NaN and infinity show in the extremes, which make no array of flags
-            if not (np.isfinite(value.min()) and np.isfinite(value.max())):
+            low, high = float(value.min()), float(value.max())
+            if not (np.isfinite(low) and np.isfinite(high)):
                 raise MapError(f"{self.image_id}, label {label}", "a finite attention map", "NaN or infinity")
+            if max(-low, high) > MAX_VALUE:
+                got = f"{low:g} to {high:g}"
+                raise MapError(f"{self.image_id}, label {label}", f"values up to {MAX_VALUE:g}", got)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "values", values)
         if self.ranking is not None:

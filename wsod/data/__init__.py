@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tomllib
 import typing
 from pathlib import Path
 from typing import Any
 
-from wsod.config import bind
+from wsod.config import bind, parse_value
 from wsod.data.check import CheckReport, check
 from wsod.data.coco import Coco
 from wsod.data.dataset import Dataset, read_image
@@ -90,7 +89,7 @@ def _options(kind: type[Dataset], spec: str, rest: str) -> dict[str, Any]:
         if Path in (hints[key], *typing.get_args(hints[key])):
             table[key] = _located(value, spec)
         elif str not in (hints[key], *typing.get_args(hints[key])):
-            table[key] = _value(value)
+            table[key] = parse_value(value)
     for key in kind.paths:
         needed = fields[key].default is dataclasses.MISSING
         if needed and key not in table:
@@ -100,14 +99,6 @@ def _options(kind: type[Dataset], spec: str, rest: str) -> dict[str, Any]:
                 raise ConfigError(spec, kind.usage, f"no {key}", hint)
             table[key] = Path(root)
     return table
-
-
-def _value(text: str) -> Any:
-    """A TOML value, or the word itself."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _located(text: str, spec: str) -> Path:

@@ -7,8 +7,6 @@ reaches it has been checked.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.data.dataset import Dataset
+from wsod.data.files import finite, inside, read_json
 from wsod.errors import DataError
 from wsod.types import Sample
 
 __all__ = ["Coco", "CocoMasks", "decode_counts", "decode_rle"]
 
 Bool = NDArray[np.bool_]
+
+MAX_OUTLINE = 10_000_000
+"""Pixels along all polygons of an annotation: pycocotools sets memory aside for each, five times over."""
 
 EDGE = 1.0
 """A box may pass the image's edge by less than a pixel of rounding; it is clipped. Else it is a fault."""
@@ -58,10 +60,10 @@ class Coco(Dataset):
         self.task, self.splits = "multilabel", ("all",)
         self.has_images = self.images is not None
         self.split = self._known_split(self.split)
-        content = _read_json(self.annotations)
+        content = _read_instances(self.annotations)
         categories = sorted(self._table(content, "categories"), key=lambda row: int(row["id"]))
         self.category_ids = tuple(int(row["id"]) for row in categories)
-        self.classes = tuple(str(row.get("name", row["id"])) for row in categories)
+        self.classes = tuple(self._class_name(row) for row in categories)
         self._images = self._table(content, "images")
         self.image_ids = tuple(int(row["id"]) for row in self._images)
         self.ids = self._names()
@@ -69,10 +71,19 @@ class Coco(Dataset):
         self._rows: dict[int, list[Mapping[str, Any]]] = {number: [] for number in self.image_ids}
         for row in self._table(content, "annotations"):
             try:
+                if type(row["image_id"]) is not int:
+                    raise KeyError  # true and 1.0 are keys as good as 1
                 self._rows[row["image_id"]].append(row)
-            except (KeyError, TypeError):
-                got = row.get("image_id")
-                raise DataError(self._at_row(row), "the image_id of an image in it", repr(got)) from None
+            except KeyError:
+                got = repr(row.get("image_id"))[:200]
+                raise DataError(self._at_row(row), "the image_id of an image in it", got) from None
+
+    def _class_name(self, row: Mapping[str, Any]) -> str:
+        name = row.get("name", str(row["id"]))
+        if not isinstance(name, str):
+            where = f"{self.annotations}: category {row['id']}"
+            raise DataError(where, "a name", repr(name)[:200])
+        return name
 
     def _table(self, content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
         """A list of objects with different whole-number ids."""
@@ -82,7 +93,7 @@ class Coco(Dataset):
         numbers = [row.get("id") for row in rows]
         if not all(type(number) is int for number in numbers):
             wrong = next(number for number in numbers if type(number) is not int)
-            raise DataError(f"{self.annotations}: {key}", "a whole number as id", repr(wrong))
+            raise DataError(f"{self.annotations}: {key}", "a whole number as id", repr(wrong)[:200])
         if len(set(numbers)) != len(numbers):
             double = next(number for number in numbers if numbers.count(number) > 1)
             raise DataError(f"{self.annotations}: {key}", "each id once", f"{double} twice")
@@ -92,9 +103,7 @@ class Coco(Dataset):
         """File names without their ending, as maps and results call them; with it where that is ambiguous."""
         files = [row.get("file_name") for row in self._images]
         for number, file in zip(self.image_ids, files, strict=True):
-            if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts:
-                where = f"{self.annotations}: image {number}"
-                raise DataError(where, "a file_name inside the image folder", repr(file))
+            inside(file, f"{self.annotations}: image {number}", "a file_name inside the image folder")
         stems = tuple(Path(str(file)).with_suffix("").as_posix() for file in files)
         names = stems if len(set(stems)) == len(stems) else tuple(str(file) for file in files)
         if len(set(names)) != len(names):
@@ -112,7 +121,7 @@ class Coco(Dataset):
         size = image.get("height"), image.get("width")
         if not all(type(side) is int and side > 0 for side in size):
             where = f"{self.annotations}: image {image['id']}"
-            raise DataError(where, "a positive height and width", f"{size[0]!r} and {size[1]!r}")
+            raise DataError(where, "a positive height and width", f"{size[0]!r} and {size[1]!r}"[:200])
         height, width = int(str(size[0])), int(str(size[1]))
         labels = [self._label(row) for row in rows]
         crowd = [self._flag(row, "iscrowd") for row in rows]
@@ -139,19 +148,19 @@ class Coco(Dataset):
         label = self._labels.get(row["category_id"]) if type(row.get("category_id")) is int else None
         if label is None:
             raise DataError(
-                self._at_row(row), "the category_id of a category in it", repr(row.get("category_id"))
+                self._at_row(row), "the category_id of a category in it", repr(row.get("category_id"))[:200]
             )
         return label
 
     def _flag(self, row: Mapping[str, Any], key: str) -> bool:
         if row.get(key, 0) not in (0, 1):
-            raise DataError(self._at_row(row), f"{key} 0 or 1", repr(row[key]))
+            raise DataError(self._at_row(row), f"{key} 0 or 1", repr(row[key])[:200])
         return bool(row.get(key, 0))
 
     def _box(self, row: Mapping[str, Any], height: int, width: int) -> list[float]:
         box = row.get("bbox")
         if not _numbers(box) or len(box) != 4:
-            raise DataError(self._at_row(row), "a bbox of 4 finite numbers x, y, w, h", repr(box))
+            raise DataError(self._at_row(row), "a bbox of 4 finite numbers x, y, w, h", repr(box)[:200])
         x0, y0 = float(box[0]), float(box[1])
         x1, y1 = x0 + float(box[2]), y0 + float(box[3])
         clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
@@ -219,7 +228,7 @@ def decode_counts(text: str | bytes) -> list[int]:
     >>> decode_counts("52203")
     [5, 2, 2, 2, 5]
     """
-    raw = text.encode("ascii", "replace") if isinstance(text, str) else text
+    raw = text.encode("ascii") if isinstance(text, str) else text
     counts: list[int] = []
     value = shift = 0
     for byte in raw:
@@ -247,7 +256,7 @@ def decode_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Boo
     height, width = size
     counts = rle.get("counts")
     if rle.get("size") != [height, width]:
-        raise DataError(where, f"run lengths of size [{height}, {width}]", rle.get("size"))
+        raise DataError(where, f"run lengths of size [{height}, {width}]", str(rle.get("size"))[:60])
     if isinstance(counts, str | bytes):
         try:
             counts = decode_counts(counts)
@@ -256,7 +265,7 @@ def decode_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Boo
     if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
         raise DataError(where, "run lengths of at least 0", "others")
     if sum(counts) != height * width:
-        raise DataError(where, f"run lengths that sum to {height * width}", sum(counts))
+        raise DataError(where, f"run lengths that sum to {height * width}", f"{min(sum(counts), 10**15)}")
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(width, height).T
 
@@ -269,12 +278,16 @@ def _rasterise(polygons: Any, size: tuple[int, int], where: str) -> Bool:
     if not isinstance(polygons, list) or not polygons:
         raise DataError(where, "polygons or run lengths", type(polygons).__name__)
     # beyond this the C code's work grows with the coordinates, not the image
-    reach = 2 * max(height, width)
+    reach, outline = 2 * max(height, width), 0.0
     for polygon in polygons:
         if not _numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
             raise DataError(where, "polygons of at least 3 points x, y", f"{str(polygon)[:60]}")
         if max(abs(float(value)) for value in polygon) > reach:
             raise DataError(where, f"polygons in or near {width}x{height}", f"{str(polygon)[:60]}")
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        outline += float(np.abs(points - np.roll(points, 1, 0)).max(1).sum())
+    if outline > MAX_OUTLINE:
+        raise DataError(where, f"polygons with outlines of at most {MAX_OUTLINE} pixels", f"{outline:.0f}")
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return decode_rle({"size": [height, width], "counts": merged["counts"]}, size, where)
 
@@ -283,17 +296,19 @@ def _numbers(values: object) -> TypeGuard[Sequence[float]]:
     return (
         isinstance(values, Sequence)
         and not isinstance(values, str)
-        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        and all(_is_finite(value) for value in values)
     )
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _is_finite(value: object) -> bool:
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(path, "a JSON file", "no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(path, "JSON that parses", error) from error
+        return not isinstance(value, str) and finite(value) is not None
+    except ValueError:
+        return False
+
+
+def _read_instances(path: Path) -> Mapping[str, Any]:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(path, "an object with images, annotations and categories", type(content).__name__)
     return content

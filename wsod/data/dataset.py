@@ -12,28 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from wsod.data.files import check_regular
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
-from wsod.types import Sample
+from wsod.types import MAX_PIXELS, Sample
 
 __all__ = [
     "ENDINGS",
-    "MAX_PIXELS",
     "Dataset",
     "image_size",
     "read_grey",
     "read_image",
     "read_labels",
-    "read_lines",
 ]
-
-MAX_PIXELS = 100_000_000
-"""Images above this are refused before they are decoded: a small file can claim any size."""
 
 ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
 """What an image file's name may end in."""
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+"""What is decoded, whatever a file's name says. Pillow knows more: its EPS reader runs Ghostscript."""
 
 
 class Dataset(ABC):
@@ -110,15 +107,14 @@ class Dataset(ABC):
 
 def _open(path: Path) -> Image.Image:
     """The file opened and its size checked, nothing decoded."""
+    check_regular(path, "an image file")
     try:
         with warnings.catch_warnings():
-            # Pillow warns from 89 million pixels on; the limit below is the one that counts
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except FileNotFoundError:
-        raise DataError(path, "an image file", "no such file") from None
-    except _UNREADABLE as error:
-        raise DataError(path, "a readable image", error) from error
+            # on sizes (the limit below is the one that counts) and odd metadata
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            image = Image.open(path, formats=FORMATS)
+    except Exception as error:  # damaged files make Pillow's readers raise almost anything
+        raise DataError(path, "a readable image", _first_line(error)) from error
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
         image.close()
@@ -128,9 +124,26 @@ def _open(path: Path) -> Image.Image:
 
 def _decode(image: Image.Image, path: Path) -> None:
     try:
-        image.load()
-    except _UNREADABLE as error:
-        raise DataError(path, "a whole image", error, "The file is truncated or damaged.") from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            image.load()
+    except Exception as error:
+        hint = "The file is truncated or damaged."
+        raise DataError(path, "a whole image", _first_line(error), hint) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _as_rgb(image: Image.Image, path: Path, exif: bool) -> Image.Image:
+    try:
+        upright = ImageOps.exif_transpose(image) if exif else image
+        if "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        return upright.convert("RGB")
+    except Exception as error:
+        raise DataError(path, "EXIF data and colours that can be read", _first_line(error)) from error
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None, *, exif: bool = False) -> Image.Image:
@@ -153,10 +166,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, *, exif: bool = 
         _decode(image, path)
         if image.mode.startswith(("I", "F")):
             raise DataError(path, "8 bits a channel", f"mode {image.mode}", "Convert it to 8 bits first.")
-        upright = ImageOps.exif_transpose(image) if exif else image
-        if "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        rgb = upright.convert("RGB")
+        rgb = _as_rgb(image, path, exif)
     if size is not None and (rgb.height, rgb.width) != tuple(size):
         raise DataError(path, f"an image of {size[1]}x{size[0]} as annotated", f"{rgb.width}x{rgb.height}")
     return rgb
@@ -165,7 +175,10 @@ def read_image(path: Path, size: tuple[int, int] | None = None, *, exif: bool = 
 def image_size(path: Path, *, exif: bool = False) -> tuple[int, int]:
     """(height, width) from the file's header."""
     with _open(path) as image:
-        turned = exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        try:
+            turned = exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception as error:
+            raise DataError(path, "EXIF data that can be read", _first_line(error)) from error
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -178,9 +191,12 @@ def read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     with _open(path) as image:
         if (image.height, image.width) != tuple(size):
             raise DataError(path, f"a mask of {size[1]}x{size[0]}", f"{image.width}x{image.height}")
+        # Pillow spreads grey levels of 2 and 4 bits over 0..255: class 1 would become 85 or 17
+        packed = image.mode == "L" and any(str(tile[3]).startswith(("L;", "('L;")) for tile in image.tile)
         _decode(image, path)
-        if image.mode not in ("P", "L", "1"):
-            raise DataError(path, "a mask with palette or grey levels", f"mode {image.mode}")
+        if image.mode not in ("P", "L", "1") or packed:
+            got = "grey levels of less than 8 bits" if packed else f"mode {image.mode}"
+            raise DataError(path, "a mask with palette or grey levels", got)
         return np.array(image, np.uint8)
 
 
@@ -193,17 +209,3 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
     with _open(path) as image:
         _decode(image, path)
         return np.array(image.convert("L"))
-
-
-def read_lines(path: Path) -> list[str]:
-    """The non-empty lines of a text file, stripped.
-
-    Raises:
-        DataError: naming the file, where it cannot be read.
-    """
-    try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise DataError(path, "a text file", "no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, "a readable text file", error) from error

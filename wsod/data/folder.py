@@ -17,7 +17,7 @@ not.
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wsod.data.dataset import ENDINGS, Dataset, image_size, read_lines
+from wsod.data.dataset import ENDINGS, Dataset, image_size
+from wsod.data.files import finite, read_bytes, read_json, read_lines
 from wsod.data.masks import PngMasks
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
@@ -124,9 +125,9 @@ class Folder(Dataset):
             raise DataError(self.root, "one annotation file", " and ".join(found))
         if found:
             path, boxes = self.root / found[0], found[0].startswith("boxes")
-            for where, row in _read_json(path) if path.suffix == ".json" else _read_csv(path):
-                name = self._named(str(row.get("image") or ""), where)
-                self._rows[name].append(_parse(row, where) if boxes else _Row(_label(row, where), where))
+            for where, row in _json_rows(path) if path.suffix == ".json" else _csv_rows(path):
+                name, label = self._named(_word(row, "image", where), where), _word(row, "label", where)
+                self._rows[name].append(_parse(row, label, where) if boxes else _Row(label, where))
             return boxes
         if self._masks is None and all("/" in name for name in self._files):
             for name, path in self._files.items():
@@ -184,45 +185,43 @@ def _components(classes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArra
     return np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64)
 
 
-def _read_csv(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def _csv_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     needed = ("image", "label", *(CORNERS if path.stem == "boxes" else ()))
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            missing = [key for key in needed if key not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(path, "the header " + ",".join(needed), f"no {', '.join(missing)}")
-            return [(f"{path}: line {reader.line_num}", row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = read_bytes(path, "a readable CSV file").decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        missing = [key for key in needed if key not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(path, "the header " + ",".join(needed), f"no {', '.join(missing)}")
+        return [(f"{path}: line {reader.line_num}", row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(path, "a readable CSV file", error) from error
 
 
-def _read_json(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    try:
-        rows = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(path, "JSON that parses", error) from error
+def _json_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(path, "a list of objects with image, label, x0, y0, x1, y1", type(rows).__name__)
     return [(f"{path}: entry {number}", row) for number, row in enumerate(rows)]
 
 
-def _label(row: Mapping[str, Any], where: str) -> str:
-    label = str(row.get("label") or "").strip()
-    if not label:
-        raise DataError(where, "a label", "none")
-    return label
+def _word(row: Mapping[str, Any], key: str, where: str) -> str:
+    """A name; a whole number will do."""
+    value = row.get(key)
+    word = str(value).strip() if type(value) in (str, int) else ""
+    if not word:
+        raise DataError(where, f"the name of an {key}" if key == "image" else f"a {key}", "none")
+    return word
 
 
-def _parse(row: Mapping[str, Any], where: str) -> _Row:
+def _parse(row: Mapping[str, Any], label: str, where: str) -> _Row:
     """A row with its box and flag."""
     try:
-        box = tuple(float(row[key]) for key in CORNERS)
-    except (KeyError, TypeError, ValueError):
-        box = (np.nan,)
-    if not np.isfinite(box).all():
-        raise DataError(where, "numbers x0, y0, x1, y1", str([row.get(key) for key in CORNERS]))
+        box = tuple(finite(row.get(key)) for key in CORNERS)
+    except ValueError:
+        got = str([row.get(key) for key in CORNERS])[:200]
+        raise DataError(where, "numbers x0, y0, x1, y1", got) from None
     flag = str(row.get("difficult") or 0).lower()
     if flag not in ("0", "1", "false", "true"):
-        raise DataError(where, "difficult 0 or 1", repr(row["difficult"]))
-    return _Row(_label(row, where), where, box, flag in ("1", "true"))
+        raise DataError(where, "difficult 0 or 1", repr(row["difficult"])[:200])
+    return _Row(label, where, box, flag in ("1", "true"))

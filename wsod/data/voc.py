@@ -6,7 +6,6 @@ Fractional coordinates, which a few files have, are kept as they are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from xml.etree.ElementTree import ParseError
 
 from defusedxml.common import DefusedXmlException
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import fromstring
 
-from wsod.data.dataset import Dataset, read_lines
+from wsod.data.dataset import Dataset
+from wsod.data.files import finite, inside, read_bytes, read_lines
 from wsod.data.masks import ObjectPngMasks, PngMasks
 from wsod.errors import DataError
 from wsod.registry import nearest
@@ -75,7 +75,8 @@ class Voc(Dataset):
         folder = "Segmentation" if self.split.startswith("seg-") else "Main"
         listing = sets / folder / f"{self.split.removeprefix('seg-')}.txt"
         # a second column, if any, is a per-class flag
-        self.ids = tuple(line.split()[0] for line in read_lines(listing))
+        what = "image ids that stay inside the folders"
+        self.ids = tuple(inside(line.split()[0], listing, what) for line in read_lines(listing))
         if len(set(self.ids)) != len(self.ids):
             double = next(name for name in self.ids if self.ids.count(name) > 1)
             raise DataError(listing, "each image once", f"{double} twice")
@@ -167,10 +168,8 @@ def _split_names(sets: Path) -> Iterator[str]:
 
 def _read_xml(path: Path) -> Element:
     try:
-        root: Element = parse(path).getroot()
-    except FileNotFoundError:
-        raise DataError(path, "an annotation file", "no such file") from None
-    except (ParseError, DefusedXmlException, OSError, ValueError) as error:
+        root: Element = fromstring(read_bytes(path, "an annotation file"))
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # unknown encodings too
         raise DataError(path, "XML that parses", error) from error
     if root.tag != "annotation":
         raise DataError(path, "an <annotation> element", f"<{root.tag}>")
@@ -187,12 +186,9 @@ def _text(path: Path, element: Element, tag: str) -> str:
 def _number(path: Path, element: Element, tag: str) -> float:
     text = _text(path, element, tag)
     try:
-        value = float(text)
+        return finite(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(path, f"a number in <{tag}>", repr(text))
-    return value
+        raise DataError(path, f"a number in <{tag}>", repr(text[:40])) from None
 
 
 def _integer(path: Path, element: Element, tag: str) -> int:

@@ -13,8 +13,6 @@ published lists (no corner of the 80 477 ImageNet and 5 794 CUB test boxes passe
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsod.data.dataset import Dataset, image_size, read_grey, read_lines
+from wsod.data.dataset import Dataset, image_size, read_grey
+from wsod.data.files import MAX_CLASSES, finite, inside, read_lines
 from wsod.errors import DataError
 from wsod.types import Sample
 
@@ -68,14 +67,17 @@ class Wsol(Dataset):
         self.splits = tuple(found)
         self.split = self._known_split(self.split)
         self.directory = found[self.split]
-        self.ids = tuple(_lines(_list(self.directory, "image_ids")))
+        listing, what = _list(self.directory, "image_ids"), "image ids that stay inside the images' folder"
+        self.ids = tuple(inside(line, listing, what) for line in read_lines(listing))
         index = {name: position for position, name in enumerate(self.ids)}
         if len(index) != len(self.ids):
             double = next(name for name in self.ids if self.ids.count(name) > 1)
             raise DataError(_list(self.directory, "image_ids"), "each image once", f"{double} twice")
         self._labels = self._one_each("class_labels", 1, index)[:, 0]
-        if len(self._labels) and self._labels.min() < 0:
-            raise DataError(_list(self.directory, "class_labels"), "labels of at least 0", self._labels.min())
+        for label in (self._labels.min(initial=0), self._labels.max(initial=0)):
+            if not 0 <= label < MAX_CLASSES:
+                where = _list(self.directory, "class_labels")
+                raise DataError(where, f"labels of at least 0, below {MAX_CLASSES}", label)
         self._sizes: NDArray[np.int64] | None = None
         if _list(self.directory, "image_sizes").exists():
             self._sizes = self._one_each("image_sizes", 2, index)
@@ -95,9 +97,10 @@ class Wsol(Dataset):
         position, values = _table(path, width, index)
         if len(position) != len(index) or len(np.unique(position)) != len(index):
             raise DataError(path, f"one line for each of {len(index)} images", f"{len(position)} lines")
+        odd = (np.abs(values) > 2**53) | (np.floor(values) != values)
+        if odd.any():
+            raise DataError(path, "whole numbers", f"{values[odd][0]:g}")
         whole = values.astype(np.int64)
-        if (whole != values).any():
-            raise DataError(path, "whole numbers", f"{values[whole != values][0]:g}")
         ordered = np.empty_like(whole)
         ordered[position] = whole
         return ordered
@@ -109,7 +112,7 @@ class Wsol(Dataset):
         path = _list(self.directory, "localization")
         if not path.exists():
             return
-        lines = _lines(path)
+        lines = read_lines(path)
         if lines and not _is_number(lines[0].rpartition(",")[2]):
             self._mask_paths = _mask_table(path, lines, index)
             return
@@ -233,20 +236,13 @@ def _list(directory: Path, name: str) -> Path:
     return packed if packed.exists() else directory / f"{name}.txt"
 
 
-def _lines(path: Path) -> list[str]:
-    if path.suffix != ".gz":
-        return read_lines(path)
-    try:
-        return [line for line in gzip.decompress(path.read_bytes()).decode("utf-8").split("\n") if line]
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(path, "a readable gzipped list", error) from error
-
-
 def _table(
     path: Path, width: int, index: dict[str, int], lines: Sequence[str] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Image positions (n,) and numbers (n, width) of lines `id,number,…`; ids may hold commas."""
-    rows = [line.rsplit(",", width) for line in (_lines(path) if lines is None else lines)]
+    rows = [line.rsplit(",", width) for line in (read_lines(path) if lines is None else lines)]
+    if any("_" in text for row in rows for text in row[1:]):
+        raise _fault(path, width, index, rows)  # Python would read 1_0 as 10
     try:
         position = np.array([index[row[0]] for row in rows], np.int64)
         values = np.array([row[1:] for row in rows], np.float64).reshape(-1, width)
@@ -261,9 +257,9 @@ def _fault(path: Path, width: int, index: dict[str, int], rows: Sequence[Sequenc
     """The first line that is not as it should be."""
     for number, row in enumerate(rows, 1):
         if len(row) != width + 1 or not all(map(_is_number, row[1:])):
-            return DataError(f"{path}: line {number}", f"an id and {width} numbers", ",".join(row))
+            return DataError(f"{path}: line {number}", f"an id and {width} numbers", ",".join(row)[:200])
         if row[0] not in index:
-            return DataError(f"{path}: line {number}", "an id of image_ids", row[0])
+            return DataError(f"{path}: line {number}", "an id of image_ids", row[0][:200])
     return DataError(path, f"an id and {width} numbers a line", "others")
 
 
@@ -273,7 +269,9 @@ def _mask_table(path: Path, lines: Sequence[str], index: dict[str, int]) -> dict
     for number, line in enumerate(lines, 1):
         parts = line.split(",")
         if len(parts) != 3 or not parts[1] or parts[0] not in index:
-            raise DataError(f"{path}: line {number}", "id,mask,ignore with an id of image_ids", line)
+            raise DataError(f"{path}: line {number}", "id,mask,ignore with an id of image_ids", line[:200])
+        for file in filter(None, parts[1:]):
+            inside(file, f"{path}: line {number}", "mask files inside their folder")
         masks, ignored = table.get(parts[0], ([], ""))
         table[parts[0]] = ([*masks, parts[1]], ignored or parts[2])
     return table
@@ -281,6 +279,7 @@ def _mask_table(path: Path, lines: Sequence[str], index: dict[str, int]) -> dict
 
 def _is_number(text: str) -> bool:
     try:
-        return bool(np.isfinite(float(text)))
+        finite(text)
     except ValueError:
         return False
+    return True

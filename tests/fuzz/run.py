@@ -1,0 +1,49 @@
+"""Coverage-guided fuzzing of one parser: python -m tests.fuzz.run PARSER [SECONDS] [FINDINGS]. Needs atheris.
+
+A finding is anything but a WsodError: another exception, a crash, more than 10 seconds, more than 4 GiB. What
+a finding taught is kept as a case in tests/hostile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris  # type: ignore[import-not-found]
+
+with atheris.instrument_imports(include=["wsod", "defusedxml", "json", "tomllib", "csv", "pickle", "PIL"]):
+    from tests.fuzz.parsers import PARSERS, seeds
+
+from wsod.errors import WsodError
+
+
+def main() -> None:
+    """Run until the time is up or something is found."""
+    name, seconds = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "600"
+    findings = Path(sys.argv[3] if len(sys.argv) > 3 else f"runs/fuzz/{name}")
+    findings.mkdir(parents=True, exist_ok=True)
+    work = Path(
+        tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+    )
+    corpus = work / "corpus"
+    corpus.mkdir()
+    (work / "files").mkdir()
+    for number, seed in enumerate(seeds(name, work / "files")):
+        (corpus / f"seed{number}").write_bytes(seed)
+    (work / "root").mkdir()
+    target = PARSERS[name](work / "root")
+
+    def once(data: bytes) -> None:
+        with contextlib.suppress(WsodError):
+            target(data)
+
+    limits = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=4096", "-max_len=8192"]
+    arguments = [sys.argv[0], *limits, "-print_final_stats=1", f"-artifact_prefix={findings}/", str(corpus)]
+    atheris.Setup(arguments, once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
