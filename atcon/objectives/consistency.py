@@ -40,6 +40,7 @@ Similarity = Literal["pearson", "cosine", "ssim"]
 Attribution = Literal["guided", "gradient", "deconvnet"]
 Target = Literal["top1", "random"]
 Fill = Literal["mean", "blur"]
+Control = Literal["none", "random_mask", "shuffled_maps"]
 
 _RULES: dict[str, Any] = {"guided": "guided", "gradient": "plain", "deconvnet": "deconvnet"}
 
@@ -58,6 +59,7 @@ def consistency_loss(
     target: Target = "top1",
     attribution: Attribution = "guided",
     mask_fill: Fill = "mean",
+    control: Control = "none",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """The ATCON objective of a batch. Defaults are those of the public code.
@@ -78,7 +80,10 @@ def consistency_loss(
         target: the class explained, of those `labels` allows: the one of the highest logit, or a random one.
         attribution: what the mask is made of: `guided` backpropagation, the plain `gradient`, `deconvnet`.
         mask_fill: what masked pixels become: the `mean` colour (zero), or a `blur` of the image.
-        generator: for `target = "random"`; None = torch's global one.
+        control: what gains must be held against: `random_mask` moves each mask to a random place (around the
+            image's edges), where it has nothing to do with the class; `shuffled_maps` compares each map with
+            the masked map of the batch's next image.
+        generator: for `target = "random"` and the random masks; None = torch's global one.
 
     Returns:
         The scalar loss −mean r in [−1, 1], and detached diagnostics: `consistency` (N,), the r of each image
@@ -98,9 +103,12 @@ def consistency_loss(
         ("attribution", attribution, tuple(_RULES)),
         ("target", target, ("top1", "random")),
         ("mask_fill", mask_fill, ("mean", "blur")),
+        ("control", control, ("none", "random_mask", "shuffled_maps")),
     ):
         if value not in known:
             raise ConfigError(f"consistency_loss: {name}", "one of " + ", ".join(known), repr(value))
+    if control == "shuffled_maps" and len(images) < 2:
+        raise ConfigError("consistency_loss: control", "a batch of two images or more", "one image")
     _require_independent_images(classifier)
     images = images.detach()
     rows = torch.arange(len(images), device=images.device)
@@ -115,6 +123,8 @@ def consistency_loss(
             mask = soft_mask(saliency, mask_slope, mask_scale)
             if detach_mask:
                 mask = mask.detach()
+            if control == "random_mask":
+                mask = _moved(mask, generator)
             masked = images * mask[:, None]
             if mask_fill == "blur":
                 masked = masked + _blur(images) * (1 - mask[:, None])
@@ -122,7 +132,8 @@ def consistency_loss(
         masked_maps = _class_activation(again, cases, cam_relu)
         with _full_precision(images):
             maps = _at_least_float(reference.detach() if detach_reference else reference)
-            r, valid = _agreement(maps, _at_least_float(masked_maps), similarity)
+            compared = masked_maps.roll(-1, 0) if control == "shuffled_maps" else masked_maps
+            r, valid = _agreement(maps, _at_least_float(compared), similarity)
     loss = -r.mean()
     pixels = mask.detach().flatten(1)
     strength = saliency.detach().flatten(1)
@@ -203,6 +214,16 @@ def _choose(
     return logits.masked_fill(~allowed, -torch.inf).argmax(1)
 
 
+def _moved(masks: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(N, H, W) masks, each rolled by random offsets."""
+    sizes = torch.tensor(masks.shape[1:])
+    # torch's default generator is the CPU's
+    device = "cpu" if generator is None else generator.device
+    share = torch.rand(len(masks), 2, generator=generator, device=device).cpu()
+    offsets = (share * sizes).long().tolist()
+    return torch.stack([mask.roll((y, x), (0, 1)) for mask, (y, x) in zip(masks, offsets, strict=True)])
+
+
 def _blur(images: Tensor) -> Tensor:
     """The images without detail: averaged over an eighth of their side, twice."""
     kernel = max(min(images.shape[2:]) // 8, 1) | 1
@@ -248,6 +269,7 @@ class Consistency(Objective):
     target: Target = "top1"
     attribution: Attribution = "guided"
     mask_fill: Fill = "mean"
+    control: Control = "none"
     use_labels: bool = False
 
     name: ClassVar[str] = "atcon"

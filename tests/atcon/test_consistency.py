@@ -436,3 +436,33 @@ def test_the_objective_reads_labels_only_if_told():
     assert told.requires == {"second_order", "labels"}
     with pytest.raises(AssertionError, match="read labels"):
         told(classifier, Unlabelled(), 0)
+
+
+def test_random_mask_control_masks_as_much_but_elsewhere():
+    classifier, images = mini_classifier(), photos(3)
+    _, found = consistency_loss(classifier, images)
+    _, control = consistency_loss(
+        classifier, images, control="random_mask", generator=torch.Generator().manual_seed(1)
+    )
+    torch.testing.assert_close(control["maps"], found["maps"])
+    for mine, moved in zip(found["mask"], control["mask"], strict=True):
+        torch.testing.assert_close(mine.flatten().sort().values, moved.flatten().sort().values)
+        # the same mask, rolled: at the right offset the two are equal again
+        y, x = divmod(int((moved == mine.max()).flatten().nonzero()[0]), mine.shape[1])
+        v, u = divmod(int(mine.argmax()), mine.shape[1])
+        torch.testing.assert_close(moved.roll((v - y, u - x), (0, 1)), mine)
+        assert not torch.equal(mine, moved)
+    assert (found["masked_maps"] - control["masked_maps"]).abs().max() > 0
+
+
+def test_shuffled_maps_control_compares_with_the_next_image():
+    classifier, images = mini_classifier(), photos(3)
+    _, found = consistency_loss(classifier, images, control="shuffled_maps")
+    maps, masked = squashed(found["maps"])[0], squashed(found["masked_maps"])[0]
+    expected = [
+        torch.corrcoef(torch.stack([maps[i].flatten(), masked[(i + 1) % 3].flatten()]))[0, 1]
+        for i in range(3)
+    ]
+    assert found["consistency"].tolist() == pytest.approx([float(r) for r in expected], abs=1e-10)
+    with pytest.raises(ConfigError, match="two images"):
+        consistency_loss(classifier, images[:1], control="shuffled_maps")
