@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "board": {"types", "metrics", "results", "stats", "strata", "thresholds"},
     "probe": {"errors", "types", "data", "metrics", "models", "pipeline"},
     "pipeline": {"errors", "types", "data", "models", "maps"},
+    "scoring": {"errors", "types", "board", "metrics", "pipeline", "request"},
     "request": {"errors", "config", "device", "data", "models", "maps", "pipeline", "probe", "store"},
 }
 EVERYTHING = {*ALLOWED, "evaluation"}

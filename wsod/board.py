@@ -53,16 +53,27 @@ class Board:
         for metric in self.metrics.values():
             metric.prepare(batch)
 
-    def update(self, maps: AttentionMaps, sample: Sample) -> None:
-        """Count one image; a metric that lacks what it needs leaves it out."""
+    def measure(self, maps: AttentionMaps, sample: Sample) -> dict[str, Any]:
+        """What each metric finds in one image, for `count`. Changes nothing; threads may call it at once.
+
+        A metric that lacks what it needs leaves the image out.
+        """
+        return {
+            name: metric.measure(maps, sample)
+            for name, metric in self.metrics.items()
+            if not _lacks(metric, maps, sample)
+        }
+
+    def count(self, found: Mapping[str, Any], maps: AttentionMaps, sample: Sample) -> None:
+        """Add what `measure` found of an image."""
         for name, metric in self.metrics.items():
-            if _lacks(metric, maps, sample):
+            if name not in found:
                 self._lacking.add(name)
                 continue
             if self._source and name not in self._chosen and isinstance(metric, SweptMetric) and metric.swept:
                 self._chosen[name] = self._source.find(self.name, metric)
             self._counted.add(name)
-            for label, value in metric.update(maps, sample).items():
+            for label, value in metric.count(found[name], sample).items():
                 case = sample.image_id, label
                 self._evidence[name][case] = value
                 if case not in self._facts:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsod.board import Board
 from wsod.config import plain
 from wsod.data.dataset import Dataset
-from wsod.errors import ConfigError, DataError, WsodError
-from wsod.metrics.base import Scene
-from wsod.pipeline import Fault, LabelRule, iterate_maps
+from wsod.errors import ConfigError, WsodError
+from wsod.pipeline import Fault, iterate_maps
 from wsod.protocols import load_protocol
 from wsod.request import Maps, Run, make_request, open_run
 from wsod.results import Result, provenance
 from wsod.scoremaps import MapProcessing
+from wsod.scoring import Item, measured
 from wsod.store import MapStore
 from wsod.thresholds import ThresholdSource
-from wsod.types import AttentionMaps, Sample
+from wsod.types import Sample
 
 if TYPE_CHECKING:
     from wsod.models import Classifier
@@ -31,41 +28,34 @@ __all__ = ["compute_maps", "evaluate"]
 # pictures of maps that no protocol has chosen a threshold for: 20 % of the maximum, as heatmap_to_boxes
 CLAIM = 0.2
 Progress = Callable[[int, int], None]
-Item = tuple[Sample, dict[str, AttentionMaps]]
+T = TypeVar("T")
 
 
-def _items(
-    run: Run, indices: Sequence[int], progress: Progress | None, frame: int = 0
-) -> Iterator[Item | Fault]:
-    """Every image with all its maps, computed and read; faults as the request says."""
-    request, total = run.request, len(indices)
-    if run.methods:
-        computed: Iterator[Item | Fault] = iterate_maps(
-            run.dataset,
-            indices,
-            run.methods,
-            run.classifier,
-            labels=request.labels,
-            device=run.device,
-            batch_size=request.batch_size,
-            threads=request.threads,
-            frame=frame,
-            tta=request.tta,
-        )
-    else:
-        computed = _annotations(run.dataset, indices)
-    for done, item in enumerate(computed, 1):
-        result = item
-        if not isinstance(item, Fault):
-            sample, maps = item
-            try:
-                for name, store in run.stores.items():
-                    maps[name] = _chosen(store.read(sample), sample, request.labels)
-                if run.probe is not None:
-                    run.probe.load(sample, maps.values())
-            except WsodError as error:
-                result = Fault(sample.image_id, error)
-        if isinstance(result, Fault) and request.on_error == "fail":
+def _items(run: Run, indices: Sequence[int], frame: int = 0) -> Iterator[Item | Fault]:
+    """Every image with its computed maps."""
+    request = run.request
+    if not run.methods:
+        return _annotations(run.dataset, indices)
+    return iterate_maps(
+        run.dataset,
+        indices,
+        run.methods,
+        run.classifier,
+        labels=request.labels,
+        device=run.device,
+        batch_size=request.batch_size,
+        threads=request.threads,
+        frame=frame,
+        tta=request.tta,
+    )
+
+
+def _checked(
+    results: Iterable[T | Fault], run: Run, total: int, progress: Progress | None
+) -> Iterator[T | Fault]:
+    """The same, up to the first fault if that is to stop the run."""
+    for done, result in enumerate(results, 1):
+        if isinstance(result, Fault) and run.request.on_error == "fail":
             raise result.error
         yield result
         if progress:
@@ -78,33 +68,6 @@ def _annotations(dataset: Dataset, indices: Sequence[int]) -> Iterator[Item | Fa
             yield dataset[index], {}
         except WsodError as error:
             yield Fault(dataset.ids[index], error)
-
-
-def _chosen(maps: AttentionMaps, sample: Sample, rule: LabelRule) -> AttentionMaps:
-    """The stored maps that the label rule asks for."""
-    if rule == "stored":
-        return maps
-    if rule == "truth":
-        wanted = list(sample.classes)
-    elif maps.ranking is None:
-        raise ConfigError(
-            f"--labels {rule}", "maps that say how the classifier ranks the classes", "maps without a ranking"
-        )
-    else:
-        wanted = [int(label) for label in maps.ranking if label >= 0][: 1 if rule == "predicted" else 5]
-    place = {int(label): k for k, label in enumerate(maps.labels)}
-    missing = [label for label in wanted if label not in place]
-    if missing:
-        raise DataError(
-            maps.image_id,
-            f"maps of labels {wanted}",
-            f"maps of {maps.labels.tolist()}",
-            "Make the missing maps too.",
-        )
-    keep = [place[label] for label in wanted]
-    return AttentionMaps(
-        maps.image_id, maps.size, np.array(wanted), maps.values[keep], maps.ranking, maps.region
-    )
 
 
 def compute_maps(
@@ -129,7 +92,7 @@ def compute_maps(
     missing = [i for i in run.indices if not all(store.has(ids[i]) for store in stores.values())]
     faults, computed = [], 0
     kept: list[Item] = []
-    for item in _items(run, missing, progress):
+    for item in _checked(_items(run, missing), run, len(missing), progress):
         if isinstance(item, Fault):
             faults.append(item)
             continue
@@ -202,19 +165,17 @@ def evaluate(
         stores = {name: MapStore(out / "maps" / name, len(run.classes)) for name in run.methods}
     kept: list[Item] = []
     skipped: list[dict[str, str]] = []
-    items = _items(run, run.indices, progress, protocol.maps.frame)
-    for item in _prepared(items, boards, run):
-        if isinstance(item, Fault):
-            skipped.append({"image": item.image, "error": str(item.error)})
+    items = measured(_items(run, run.indices, protocol.maps.frame), boards, run)
+    for result in _checked(items, run, len(run.indices), progress):
+        if isinstance(result, Fault):
+            skipped.append({"image": result.image, "error": str(result.error)})
             continue
-        sample, found = item
-        for name, one in found.items():
-            boards[name].update(one, sample)
+        item, found = result
+        for name, one in item[1].items():
+            boards[name].count(found[name], one, item[0])
             if name in stores:
                 stores[name].write(one)
         _keep(run, kept, item)
-        for one in found.values():
-            one.cache.clear()
     _finish_stores(run, stores)
     rows, cases = [], []
     for name, board in boards.items():
@@ -227,7 +188,7 @@ def evaluate(
         )
         rows.append(row)
         cases += some
-    result = Result(
+    whole = Result(
         config={
             **plain(request),
             "split": run.dataset.split,
@@ -241,26 +202,8 @@ def evaluate(
     )
     if out is not None:
         _draw(run, out, kept, {name: board.threshold() for name, board in boards.items()}, protocol.maps)
-        result.save(out)
-    return result
-
-
-def _prepared(items: Iterator[Item | Fault], boards: Mapping[str, Board], run: Run) -> Iterator[Item | Fault]:
-    """The same items, after the metrics have seen them batch by batch."""
-    size = 1 if run.probe is None else run.request.batch_size
-    while batch := list(islice(items, size)):
-        images = [item for item in batch if not isinstance(item, Fault)]
-        for name, board in boards.items():
-            board.prepare(
-                [
-                    Scene(found[name], sample, [maps for other, maps in found.items() if other != name])
-                    for sample, found in images
-                    if name in found
-                ]
-            )
-        yield from batch
-        if run.probe is not None:
-            run.probe.clear()
+        whole.save(out)
+    return whole
 
 
 def _pixels(dataset: Dataset, sample: Sample) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from wsod.maps import MapMethod
     from wsod.models import Classifier
 
-__all__ = ["INPUT", "Fault", "LabelRule", "class_columns", "iterate_maps"]
+__all__ = ["INPUT", "Fault", "LabelRule", "ahead", "class_columns", "iterate_maps"]
 
 LabelRule = Literal["truth", "predicted", "topk", "stored"]
 TOP = 5
+T = TypeVar("T")
+U = TypeVar("U")
 RANKING_DEPTH = 10
 #: where a map's cache has the classifier's input and its region, for those who ask the classifier again
 INPUT = "input"
@@ -72,10 +74,10 @@ def class_columns(model_classes: Sequence[str], data_classes: Sequence[str]) -> 
     )
 
 
-def _ahead(work: Callable[[int], Any], items: Iterable[int], threads: int, depth: int) -> Iterator[Any]:
+def ahead(work: Callable[[T], U], items: Iterable[T], threads: int, depth: int) -> Iterator[U]:
     """`map(work, items)` in order, computed by threads at most `depth` items ahead."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        queue: deque[Future[Any]] = deque()
+        queue: deque[Future[U]] = deque()
         try:
             for item in items:
                 queue.append(pool.submit(work, item))
@@ -140,7 +142,7 @@ def iterate_maps(
             return Fault(dataset.ids[index], error)
         return _Loaded(sample, tensor, region, image if shown else None)
 
-    loaded = _ahead(load, indices, threads, depth=2 * batch_size)
+    loaded = ahead(load, indices, threads, depth=2 * batch_size)
     for group in _batches(loaded, batch_size):
         if isinstance(group, Fault):
             yield group

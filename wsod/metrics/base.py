@@ -93,6 +93,14 @@ class Metric(ABC):
         Raises:
             MapError: an image counted before, maps of another image or size, a label that is no class.
         """
+        self._refuse_second(sample)
+        return self.count(self.measure(maps, sample), sample)
+
+    def measure(self, maps: AttentionMaps, sample: Sample) -> Any:
+        """What one image has to say, for `count`: all of `update` that takes time or can fail.
+
+        Changes nothing, so threads may measure images of one metric at once.
+        """
         if maps.image_id != sample.image_id or tuple(maps.size) != tuple(sample.size):
             got = f"maps of {maps.image_id}, {maps.size[1]}x{maps.size[0]}"
             raise MapError(sample.image_id, f"maps of this {sample.size[1]}x{sample.size[0]} image", got)
@@ -100,7 +108,12 @@ class Metric(ABC):
         if "ranking" in self.needs and maps.ranking is None:
             hint = "Compute maps with a classifier, or store the ranking with them."
             raise MapError(sample.image_id, f"a class ranking, which {self.name} needs", "none", hint)
-        evidence = self._count(maps, sample)
+        return self._measure(maps, sample)
+
+    def count(self, measured: Any, sample: Sample) -> dict[int, Evidence]:
+        """Add what `measure` found of an image. Returns as `update` does."""
+        self._refuse_second(sample)
+        evidence = self._count(measured, sample)
         self._seen.add(sample.image_id)
         return evidence
 
@@ -137,15 +150,21 @@ class Metric(ABC):
         """Zero counts."""
 
     @abstractmethod
-    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
-        """Add one image's counts. Everything that can fail comes before the first count."""
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> Any:
+        """One image's counts. Everything that can fail is here."""
+
+    @abstractmethod
+    def _count(self, measured: Any, sample: Sample) -> dict[int, Evidence]:
+        """Add one image's counts."""
 
     def _check(self, sample: Sample, labels: list[int]) -> None:
-        if sample.image_id in self._seen:
-            raise MapError(sample.image_id, "each image once", f"a second {self.name} update")
         known = [*labels, *sample.labels.tolist()]
         if known and not 0 <= min(known) <= max(known) < self.classes:
             raise DataError(sample.image_id, f"labels below {self.classes}", sorted(set(known)))
+
+    def _refuse_second(self, sample: Sample) -> None:
+        if sample.image_id in self._seen:
+            raise MapError(sample.image_id, "each image once", f"a second {self.name} update")
 
     def _skip(self, cases: int = 1) -> None:
         self._state["skipped"] = self._state["skipped"] + cases
@@ -168,10 +187,12 @@ class CaseMean(Metric):
     def _empty(self) -> dict[str, Array]:
         return {"sum": np.zeros(self.classes), "count": np.zeros(self.classes, np.int64)}
 
-    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
-        scores = {label: self.case(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> dict[int, float | None]:
+        return {label: self.case(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+
+    def _count(self, measured: dict[int, float | None], sample: Sample) -> dict[int, Evidence]:
         counted: dict[int, Evidence] = {}
-        for label, score in scores.items():
+        for label, score in measured.items():
             if score is None:
                 self._skip()
             else:

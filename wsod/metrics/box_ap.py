@@ -102,14 +102,14 @@ class BoxAP(DetectionMetric):
         super().merge(other)
         self._found.update(other._found)
 
-    def _count_boxes(self, detections: Detections, sample: Sample) -> dict[int, Evidence]:
+    def _count(self, measured: Detections, sample: Sample) -> dict[int, Evidence]:
         truth = [
             {**_entry(box, label), "iscrowd": int(crowd)}
             for box, label, crowd in zip(sample.boxes, sample.labels, sample.crowd, strict=False)
         ]
         found = [
             {**_entry(box, label), "score": float(score)}
-            for label, (boxes, scores) in detections.items()
+            for label, (boxes, scores) in measured.items()
             for box, score in zip(boxes, scores, strict=True)
         ]
         self._found[sample.image_id] = truth, found

@@ -131,10 +131,12 @@ class BoxHits(SweptMetric):
         hits: Bool = overlaps > needed if self.strict else overlaps >= needed
         return hits
 
-    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
-        found = {label: self._hits(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> dict[int, Bool | None]:
+        return {label: self._hits(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+
+    def _count(self, measured: dict[int, Bool | None], sample: Sample) -> dict[int, Evidence]:
         counted: dict[int, Evidence] = {}
-        for label, hits in found.items():
+        for label, hits in measured.items():
             if hits is None:
                 self._skip()
             else:

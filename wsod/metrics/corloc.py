@@ -72,14 +72,14 @@ class CorLoc(_CorLoc):
     name: ClassVar[str] = "corloc"
     average: ClassVar[Literal["cases", "classes"] | None] = "classes"
 
-    def _count_boxes(self, detections: Detections, sample: Sample) -> dict[int, Evidence]:
+    def _count(self, measured: Detections, sample: Sample) -> dict[int, Evidence]:
         counted: dict[int, Evidence] = {}
         for label in sample.classes:
             truth = sample.boxes_of(label, difficult=self.difficult, crowd=self.crowd)
             if not len(truth):
                 self._skip()
                 continue
-            boxes, scores = detections.get(label, (np.zeros((0, 4)), np.zeros(0)))
+            boxes, scores = measured.get(label, (np.zeros((0, 4)), np.zeros(0)))
             hit = bool(len(boxes)) and self._hit(boxes[scores.argmax()], truth)
             self._tally(label, hit)
             counted[label] = float(hit)
@@ -104,7 +104,7 @@ class CorLocImage(_CorLoc):
     average: ClassVar[Literal["cases", "classes"] | None] = "cases"
     cases: ClassVar[Literal["labels", "images"]] = "images"
 
-    def _count_boxes(self, detections: Detections, sample: Sample) -> dict[int, Evidence]:
+    def _count(self, measured: Detections, sample: Sample) -> dict[int, Evidence]:
         keep = np.ones(len(sample.boxes), np.bool_)
         if not self.difficult:
             keep &= ~sample.difficult
@@ -114,7 +114,7 @@ class CorLocImage(_CorLoc):
         if not len(truth):
             self._skip()
             return {}
-        found = [detections[label] for label in sorted(detections)]
+        found = [measured[label] for label in sorted(measured)]
         boxes = np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _ in found)])
         scores = np.concatenate([np.zeros(0), *(scores for _, scores in found)])
         hit = bool(len(boxes)) and self._hit(boxes[scores.argmax()], truth)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +39,8 @@ class DetectionMetric(Metric):
     components: Components = "all"
     min_area: float = 1.0
 
-    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
-        return self._count_boxes(self._detections(maps, sample), sample)
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> Detections:
+        return self._detections(maps, sample)
 
     def update_boxes(self, detections: Mapping[int, Any], sample: Sample) -> dict[int, Evidence]:
         """Count one image by boxes made elsewhere.
@@ -52,13 +51,7 @@ class DetectionMetric(Metric):
         """
         self._check(sample, list(detections))
         checked = {label: self._accepted(sample, label, *found) for label, found in detections.items()}
-        evidence = self._count_boxes(checked, sample)
-        self._seen.add(sample.image_id)
-        return evidence
-
-    @abstractmethod
-    def _count_boxes(self, detections: Detections, sample: Sample) -> dict[int, Evidence]:
-        """Add one image's counts."""
+        return self.count(checked, sample)
 
     def _detections(self, maps: AttentionMaps, sample: Sample) -> Detections:
         height, width = self.processing.size(maps)

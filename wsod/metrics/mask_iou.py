@@ -17,6 +17,8 @@ from wsod.types import AttentionMaps, Sample, Score
 
 __all__ = ["MaskIoU"]
 
+Overlap = tuple[NDArray[np.int64], NDArray[np.int64]]
+
 
 @dataclass(kw_only=True, eq=False)
 class MaskIoU(SweptMetric):
@@ -53,9 +55,7 @@ class MaskIoU(SweptMetric):
             "union": np.zeros(shape[1], np.int64),
         }
 
-    def _overlap(
-        self, maps: AttentionMaps, k: int, sample: Sample
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    def _overlap(self, maps: AttentionMaps, k: int, sample: Sample) -> Overlap | None:
         """(T,) intersections and unions in pixels; None where there is no truth."""
         options = {"difficult": self.difficult, "crowd": self.crowd}
         found = truth_mask(sample, int(maps.labels[k]), self.processing.size(maps), self.truth, **options)
@@ -71,10 +71,12 @@ class MaskIoU(SweptMetric):
         above = counts[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
         return above[1], above[0] + counts[1].sum()
 
-    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
-        found = {label: self._overlap(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> dict[int, Overlap | None]:
+        return {label: self._overlap(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+
+    def _count(self, measured: dict[int, Overlap | None], sample: Sample) -> dict[int, Evidence]:
         counted: dict[int, Evidence] = {}
-        for label, overlap in found.items():
+        for label, overlap in measured.items():
             if overlap is None:
                 self._skip()
                 continue

@@ -19,6 +19,7 @@ from wsod.types import AttentionMaps, Sample, Score
 __all__ = ["MIoU"]
 
 Counts = NDArray[np.int64]
+Labels = NDArray[np.int64]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -51,10 +52,9 @@ class MIoU(SweptMetric):
         shape = (self.classes + 1, self.classes, len(self._thresholds) + 1)
         return {"pixels": np.zeros(shape, np.int64), "count": np.zeros((), np.int64)}
 
-    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> tuple[Labels, Counts] | None:
         if sample.masks is None:
-            self._skip()
-            return {}
+            return None
         size, order = self.processing.size(maps), np.argsort(maps.labels)
         # a read-only or strided array would be compiled for once more
         truth = np.require(resize_nearest(sample.masks.semantic(), size), np.int64, ["C", "W"])
@@ -66,7 +66,14 @@ class MIoU(SweptMetric):
         )
         if largest > self.classes:
             raise MapError(sample.image_id, f"masks of {self.classes} classes", largest)
-        self._state["pixels"][:, maps.labels[order] if len(order) else [0]] += counts
+        return maps.labels[order] if len(order) else np.zeros(1, np.int64), counts
+
+    def _count(self, measured: tuple[Labels, Counts] | None, sample: Sample) -> dict[int, Evidence]:
+        if measured is None:
+            self._skip()
+            return {}
+        labels, counts = measured
+        self._state["pixels"][:, labels] += counts
         self._state["count"] = self._state["count"] + 1
         return {}
 

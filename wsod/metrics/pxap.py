@@ -68,9 +68,11 @@ class PxAP(Metric):
         counts: Counts = count_above(scores, groups, np.nextafter(self._thresholds, -np.inf), 2)
         return counts[:, 1:]
 
-    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
-        found = {label: self._histogram(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
-        for label, counts in found.items():
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> dict[int, Counts | None]:
+        return {label: self._histogram(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
+
+    def _count(self, measured: dict[int, Counts | None], sample: Sample) -> dict[int, Evidence]:
+        for label, counts in measured.items():
             if counts is None:
                 self._skip()
             else:

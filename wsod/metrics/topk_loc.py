@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsod.errors import MapError
-from wsod.metrics.base import Evidence
 from wsod.metrics.box_hits import BoxHits
 from wsod.types import AttentionMaps, Sample
 
@@ -40,12 +40,11 @@ class TopKLoc(BoxHits):
     def _ious(self) -> tuple[float, ...]:
         return (self.iou,)
 
-    def _count(self, maps: AttentionMaps, sample: Sample) -> dict[int, Evidence]:
-        assert maps.ranking is not None  # `update` has refused its absence
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> dict[int, NDArray[np.bool_] | None]:
+        assert maps.ranking is not None  # `measure` has refused its absence
         true = [label for label in sample.classes if self._true_boxes(sample, label) is not None]
         if not true:
-            self._skip()
-            return {}
+            return {-1: None}  # left out
         if len(maps.ranking) < min(self.k, self.classes):
             raise MapError(sample.image_id, f"a ranking of {self.k} classes", len(maps.ranking))
         places = {label: place for place, label in enumerate(maps.labels.tolist())}
@@ -57,7 +56,6 @@ class TopKLoc(BoxHits):
         ]
         shape = (len(self._ious), len(self._thresholds))
         hits = np.any([h for h in found if h is not None], axis=0) if found else np.zeros(shape, np.bool_)
-        self._tally(true[0], hits)
         return {true[0]: hits}
 
 

@@ -62,9 +62,9 @@ class VocAP(DetectionMetric):
         super().merge(other)
         self._found.update(other._found)
 
-    def _count_boxes(self, detections: Detections, sample: Sample) -> dict[int, Evidence]:
+    def _count(self, measured: Detections, sample: Sample) -> dict[int, Evidence]:
         outcomes = {}
-        for label, (boxes, scores) in detections.items():
+        for label, (boxes, scores) in measured.items():
             if len(boxes):
                 order = self._order(scores)
                 outcomes[label] = scores[order], self._match(boxes[order], sample, label)
