@@ -7,7 +7,7 @@ the original image. Sizes are (height, width), points (x, y). A *label* is a cla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsod.errors import DataError, MapError
 
-__all__ = ["MAX_PIXELS", "AttentionMaps", "Masks", "Sample", "Score"]
+__all__ = ["MAX_PIXELS", "AttentionMaps", "InstanceMasks", "Masks", "Sample", "Score", "ScoredBoxes"]
 
 MAX_PIXELS = 100_000_000
 """Images above this are refused before anything is decoded or set aside: a small file can claim any size."""
@@ -47,6 +47,15 @@ class Masks(Protocol):
         ...
 
 
+@runtime_checkable
+class InstanceMasks(Masks, Protocol):
+    """Pixel truth that also knows single objects."""
+
+    def instance(self, n: int) -> Bool:
+        """(height, width) pixels of the sample's n-th box."""
+        ...
+
+
 def _frozen(values: ArrayLike, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
     array = np.array(values, dtype=dtype).reshape(shape)
     array.setflags(write=False)
@@ -65,6 +74,8 @@ class Sample:
         labels: (N,) class index of each box; without boxes, the image's labels (boxes then is (0, 4)).
         difficult: (N,) bool, VOC's *difficult*.
         crowd: (N,) bool, COCO's *iscrowd*.
+        areas: (N,) size of each object in square pixels, as COCO's files have it (its mask's); of its box
+            where it is not given.
         masks: pixel truth, read when asked, or None.
 
     Raises:
@@ -78,6 +89,7 @@ class Sample:
     labels: Int = field(default_factory=lambda: np.zeros(0, np.int64))
     difficult: Bool = field(default_factory=lambda: np.zeros(0, np.bool_))
     crowd: Bool = field(default_factory=lambda: np.zeros(0, np.bool_))
+    areas: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     masks: Masks | None = None
 
     def __post_init__(self) -> None:
@@ -114,6 +126,11 @@ class Sample:
                     f"({x0:g}, {y0:g}, {x1:g}, {y1:g})",
                     "Coordinates are 0-based and half-open.",
                 )
+        areas = np.asarray(self.areas, np.float64)
+        areas = areas if areas.size else (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        if areas.shape != (n,) or not (np.isfinite(areas).all() and (areas >= 0).all()):
+            raise DataError(where, f"a finite area of at least 0 for each of {n} boxes", areas)
+        flags["areas"] = _frozen(areas, np.float64, (-1,))
         for name, value in {"size": (height, width), "boxes": boxes, "labels": labels, **flags}.items():
             object.__setattr__(self, name, value)
 
@@ -196,6 +213,24 @@ def _stacked(values: Any) -> NDArray[Any]:
         return stack
     array = np.asarray(values)
     return array if array.dtype in (np.float64, object) else array.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredBoxes:
+    """All boxes a detector gives for one image: what metrics of detections score instead of maps.
+
+    Args:
+        image_id: the image they are of.
+        size: (height, width) of the image.
+        found: by label `(boxes, scores)`: (n, 4) xyxy half-open in image pixels, and (n,).
+        masks: by label the (n,) pixels of each, as COCO's run lengths; None where there are none.
+    """
+
+    image_id: str
+    size: tuple[int, int]
+    found: Mapping[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    masks: Mapping[int, Sequence[Mapping[str, Any]]] | None = None
+    ranking: None = None
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,7 @@ class Coco(Dataset):
             labels=np.array(labels, np.int64),
             difficult=np.array([self._flag(row, "difficult") for row in rows], np.bool_),
             crowd=np.array(crowd, np.bool_),
+            areas=np.array([self._area(row) for row in rows], np.float64),
             masks=masks if segmented else None,
         )
 
@@ -156,6 +157,14 @@ class Coco(Dataset):
         if row.get(key, 0) not in (0, 1):
             raise DataError(self._at_row(row), f"{key} 0 or 1", repr(row[key])[:200])
         return bool(row.get(key, 0))
+
+    def _area(self, row: Mapping[str, Any]) -> float:
+        """As the file has it: the mask's, which sorts objects into COCO's sizes."""
+        if row.get("area") is None:
+            return float(row["bbox"][2]) * float(row["bbox"][3])
+        if not _is_finite(row["area"]) or row["area"] < 0:
+            raise DataError(self._at_row(row), "an area of at least 0", repr(row["area"])[:200])
+        return float(row["area"])
 
     def _box(self, row: Mapping[str, Any], height: int, width: int) -> list[float]:
         box = row.get("bbox")

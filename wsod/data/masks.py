@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsod.data.dataset import read_labels
 from wsod.errors import DataError
-from wsod.types import Masks
+from wsod.types import InstanceMasks
 
 __all__ = ["VOID", "ArrayMasks", "InstanceMasks", "ObjectPngMasks", "PngMasks", "SemanticMasks"]
 
@@ -21,15 +20,6 @@ VOID = 255
 
 Bool = NDArray[np.bool_]
 Int = NDArray[np.int64]
-
-
-@runtime_checkable
-class InstanceMasks(Masks, Protocol):
-    """Pixel truth that also knows single objects."""
-
-    def instance(self, n: int) -> Bool:
-        """(height, width) pixels of the sample's n-th box."""
-        ...
 
 
 class SemanticMasks(ABC):
