@@ -16,7 +16,7 @@ from wsod.config import bind
 from wsod.errors import CheckpointError, ConfigError
 from wsod.models import Classifier, build_classifier, load_classifier
 from wsod.models.checkpoint import is_checkpoint, load_file
-from wsod.models.heads.linear import final_layer
+from wsod.models.final import final_layer
 
 __all__ = ["make_classifier", "make_objectives", "make_optimiser", "set_mode"]
 

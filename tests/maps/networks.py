@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from wsod.maps import MapMethod
-from wsod.models import Classifier
+from wsod.maps.own import attention
+from wsod.models import Classifier, build_classifier
 
 CLASSES = tuple("abcd")
 
@@ -161,11 +162,17 @@ ATTENTION = {"attentions", "attention_gradients"}
 
 def suited(method: MapMethod) -> str:
     """The kind of network a method can work on."""
+    if method.function is attention:
+        return "lfi"
     return "vit" if method.needs & ATTENTION else "relu"
 
 
 def make(kind: str, *, seed: int = 0, target_layer: str | None = None, style: str = "module") -> Classifier:
     """A float64 classifier with random weights and normalisation statistics, in evaluation mode."""
+    if kind == "lfi":
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return build_classifier("smallnet", CLASSES, head="lfi", size=64).double().eval()
     build, target, options = _KINDS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -34,6 +34,8 @@ def images():
 def test_shape_finite_and_batch_equals_one_by_one(name, smallnet, images):
     if METHODS[name].needs & ATTENTION:
         smallnet, images = make("vit").float(), images[:, :, 16:32, 16:32]
+    if name == "attention":
+        smallnet = make("lfi").float()
     method, name = METHODS[name], SIGNED.get(name, quick(name))
     maps = attention_maps(smallnet, images, LABELS, [name]).maps[name]
     assert maps.shape[0] == 3

@@ -265,6 +265,7 @@ def test_attention_of_a_head_that_has_one():
     images = batch().float()
     expected = network.where(network.last(network.body(images)))
     torch.testing.assert_close(Tape(classifier, images).attention, expected)
+    assert attention_maps(classifier, images, [0, 1, 2], ["attention"]).maps["attention"].ndim == 3
     with pytest.raises(ModelError, match="Use gradcam"):
         Tape(make("deep"), batch()).attention
 

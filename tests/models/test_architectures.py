@@ -75,7 +75,7 @@ def test_target_layer_of_networks_that_need_larger_images():
 
 
 def test_every_classifier_of_torchvision_is_there():
-    assert set(tv.list_models(module=tv)) | {"smallnet"} == set(ARCHITECTURES)
+    assert set(tv.list_models(module=tv)) | {"smallnet", "cifarvgg", "cifarvgg_att"} == set(ARCHITECTURES)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from torch import nn
 
 from wsod.errors import ModelError
 from wsod.models import HEADS
-from wsod.models.heads.linear import final_layer
+from wsod.models.final import final_layer
 
 
 def test_the_final_layer_is_the_last_unless_the_class_count_says_otherwise():

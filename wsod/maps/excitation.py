@@ -13,7 +13,7 @@ from wsod.maps.method import rectify
 from wsod.maps.relevance import Layer, Node, Sent, relevance_mode, vjp
 from wsod.maps.rules import positive, share
 from wsod.maps.tape import Tape
-from wsod.models.heads.linear import final_layer
+from wsod.models.final import final_layer
 
 __all__ = ["contrastiveexcitationbackprop", "excitationbackprop"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wsod.maps.derivatives import full
 from wsod.models.classifier import Classifier
-from wsod.models.heads.linear import final_layer
+from wsod.models.final import final_layer
 
 __all__ = ["Form", "inspect_head"]
 

@@ -20,6 +20,7 @@ from wsod.maps.legrad import legrad
 from wsod.maps.lrp import lrp
 from wsod.maps.method import MapMethod, Need
 from wsod.maps.occlusion import occlusion, rise
+from wsod.maps.own import attention
 from wsod.maps.rollout import gradientrollout, rollout, transmm
 from wsod.maps.sampled import integratedgradients, smoothgrad
 from wsod.maps.scorecam import iscam, scorecam, sscam
@@ -199,6 +200,12 @@ METHODS: Registry[MapMethod] = _Methods(
             "Bousselham et al. 2025",
             frozenset({"attentions", "forwards"}),
             differentiable=False,
+        ),
+        "attention": MapMethod(
+            attention,
+            "what the network's own head attends to (lfi, ltpa, abn: one an image; calm: one a class)",
+            "the head's",
+            class_specific=False,
         ),
         "center": MapMethod(
             center,

@@ -9,7 +9,7 @@ keeps the whole graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, cast
@@ -212,20 +212,19 @@ class Tape:
         return self.mode.calls if self.mode is not None else 0
 
     @property
-    def attention(self) -> Tensor:
-        """The attention map that the head itself computed, (N, h, w) or (N, C, h, w).
+    def attention(self) -> Tensor | dict[str, Tensor]:
+        """What the head's attention layer gave: a tensor, or several by name (see `Head.readings`).
 
         Raises:
             ModelError: where the head has none.
         """
         if not self._attention:
-            raise ModelError(
-                f"head {self.classifier.head}",
-                "a head that computes an attention map",
-                "none",
-                "Use gradcam.",
-            )
-        return full(self._attention[-1])
+            where = f"head {self.classifier.head}"
+            raise ModelError(where, "a head that computes an attention map", "none", "Use gradcam.")
+        found = self._attention[-1]
+        if isinstance(found, Mapping):
+            return {name: full(value) for name, value in found.items()}
+        return full(found)
 
     @property
     def class_weights(self) -> Tensor:

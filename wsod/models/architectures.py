@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's, `timm:NAME`, `module:factory`, and `smallnet`.
+"""Networks by name: torchvision's, `timm:NAME`, `module:factory`, `smallnet`, and LTPA's 32-pixel VGG.
 
 The default target layer is the last one with a spatial grid whose gradient speaks of every cell:
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from wsod.errors import CheckpointError, ConfigError, ModelError
+from wsod.models.cifarvgg import CifarVGG
 from wsod.models.classifier import Layout
 from wsod.models.preprocess import Preprocess, Triple
 from wsod.models.smallnet import SmallNet
@@ -167,12 +168,24 @@ def _build_smallnet(classes: int, size: int) -> nn.Module:
     return SmallNet(classes)
 
 
+def _build_cifarvgg(attention: bool, classes: int, size: int) -> nn.Module:
+    return CifarVGG(classes, size, attention=attention)
+
+
 _known = [name for name in tv.list_models(module=tv) if name.startswith(tuple(_FAMILIES))]
 
 ARCHITECTURES: Registry[Architecture] = Registry(
     "architecture",
     {name: _torchvision(name) for name in _known}
-    | {"smallnet": Architecture("smallnet", _build_smallnet, "blocks", partial(Preprocess, 128))},
+    | {
+        "smallnet": Architecture("smallnet", _build_smallnet, "blocks", partial(Preprocess, 128)),
+        "cifarvgg": Architecture(
+            "cifarvgg", partial(_build_cifarvgg, False), "features", partial(Preprocess, 32)
+        ),
+        "cifarvgg_att": Architecture(
+            "cifarvgg_att", partial(_build_cifarvgg, True), "features", partial(Preprocess, 32)
+        ),
+    },
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from wsod.models.architectures import (
     find_architecture,
     module_architecture,
 )
+from wsod.models.blocks import BLOCKS, insert
 from wsod.models.checkpoint import (
     bare_state,
     file_sha256,
@@ -29,8 +30,8 @@ from wsod.models.checkpoint import (
     read_checkpoint,
 )
 from wsod.models.classifier import Classifier
-from wsod.models.heads import HEADS
-from wsod.models.heads.linear import final_layer
+from wsod.models.final import final_layer
+from wsod.models.heads import HEADS, Site
 from wsod.models.preprocess import Preprocess
 
 __all__ = ["build_classifier", "load_classifier"]
@@ -47,6 +48,8 @@ def build_classifier(
     *,
     task: Task = "multiclass",
     head: str = "linear",
+    head_options: Mapping[str, Any] | None = None,
+    blocks: Mapping[str, Mapping[str, Any]] | None = None,
     weights: str | Path = "none",
     target_layer: str | None = None,
     size: int | None = None,
@@ -57,7 +60,9 @@ def build_classifier(
         arch: an entry of `ARCHITECTURES`, `timm:NAME`, or `module:factory`.
         classes: class names, in the order of the labels.
         task: `multiclass` or `multilabel`.
-        head: an entry of `HEADS`.
+        head: an entry of `HEADS`. Its trunk has the weights' values; what is new is random.
+        head_options: fields of that entry.
+        blocks: entries of `BLOCKS` to put into the trunk, with their fields.
         weights: `none` (random), `default` (torchvision's or timm's download) or a .safetensors, .pt or .pth
             file. A file for another number of classes gives its trunk, and the linear layer is new: the
             attribute `loaded` says so.
@@ -72,22 +77,33 @@ def build_classifier(
     """
     if not classes:
         raise ConfigError("classes", "at least one class name", "none")
-    architecture = find_architecture(arch)
-    classifier = _assemble(architecture, arch, classes, task, head, target_layer, size)
-    network = classifier.network
+    plan = _Plan(
+        find_architecture(arch),
+        arch,
+        classes,
+        task,
+        head,
+        head_options or {},
+        blocks or {},
+        target_layer,
+        size,
+    )
+    architecture, network = plan.bare()
     if str(weights) == "none":
-        return classifier
+        return plan.finish(architecture, network)
+    side = plan.preprocess.size
     if str(weights) == "default":
-        state: Mapping[str, Tensor] = architecture.fetch(classifier.preprocess.size)
+        state: Mapping[str, Tensor] = architecture.fetch(side)
         where = f"published weights of {arch}"
     else:
         where = str(weights)
         state = bare_state(load_file(weights), network.state_dict(), where)
     final = final_layer(network, len(classes))[0]
-    state = _fit_positions(network, state, classifier.preprocess.size)
-    whole = fit_state(network, state, final, where, new_head=True)
-    new = f"; the layer {final} is new ({len(classifier.classes)} classes)"
-    classifier.loaded = where if whole else where + new
+    whole = fit_state(network, _fit_positions(network, state, side), final, where, new_head=True)
+    classifier = plan.finish(architecture, network)
+    new = [] if whole else [f"the layer {final} is new ({len(classifier.classes)} classes)"]
+    new += [] if head == "linear" else [f"the head {head} is new"]
+    classifier.loaded = "; ".join([where, *new])
     classifier.sha256 = None if str(weights) == "default" else file_sha256(weights)
     return classifier
 
@@ -141,36 +157,62 @@ def load_classifier(
     return classifier.eval().to(device)
 
 
-def _assemble(
-    architecture: Architecture,
-    arch: str,
-    classes: Sequence[str],
-    task: Task,
-    head: str,
-    target_layer: str | None,
-    size: int | None,
-    preprocess: Preprocess | None = None,
-) -> Classifier:
-    preprocess = preprocess or architecture.preprocess()
-    if size is not None and size != preprocess.size:
-        preprocess = replace(preprocess, size=size, resize=0)
-    entry = HEADS[head]
-    network = architecture.build(len(classes), preprocess.size)
-    architecture = describe_target(architecture, network, preprocess.size)
-    target = target_layer or architecture.target_layer or ""
-    return Classifier(
-        entry.attach(network, len(classes), target),
-        arch=arch,
-        head=head,
-        classes=classes,
-        task=task,
-        target_layer=target,
-        preprocess=preprocess,
-        layout=architecture.layout,
-        prefix=architecture.prefix,
-        attention_layer=entry.attention,
-        supervision=entry.supervision,
-    )
+@dataclass(frozen=True)
+class _Plan:
+    """What a classifier is built of: the network as its architecture has it, then blocks, then the head."""
+
+    architecture: Architecture
+    arch: str
+    classes: Sequence[str]
+    task: Task
+    head: str
+    head_options: Mapping[str, Any]
+    blocks: Mapping[str, Mapping[str, Any]]
+    target_layer: str | None
+    size: int | None
+    given: Preprocess | None = None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        preprocess = self.given or self.architecture.preprocess()
+        if self.size is not None and self.size != preprocess.size:
+            return replace(preprocess, size=self.size, resize=0)
+        return preprocess
+
+    def bare(self) -> tuple[Architecture, nn.Module]:
+        """The network before blocks and head: what published weights fit."""
+        HEADS[self.head]
+        network = self.architecture.build(len(self.classes), self.preprocess.size)
+        return describe_target(self.architecture, network, self.preprocess.size), network
+
+    def finish(self, architecture: Architecture, network: nn.Module) -> Classifier:
+        layer = architecture.target_layer or ""
+        for name, options in self.blocks.items():
+            insert(network, bind(BLOCKS[name], options, f"block {name}"), layer)
+        head = bind(HEADS[self.head], self.head_options, f"head {self.head}")
+        if self.head == "linear":
+            # only here is the layer the user's to choose: other heads bring their own features
+            layer = self.target_layer or layer
+        site = Site(len(self.classes), layer, self.preprocess, self.task == "multilabel")
+        attached = head.attach(network, site)
+        return Classifier(
+            attached.network,
+            arch=self.arch,
+            head=self.head,
+            head_options=self.head_options,
+            blocks=self.blocks,
+            classes=self.classes,
+            task=self.task,
+            target_layer=self.target_layer or attached.target_layer,
+            preprocess=self.preprocess,
+            layout=architecture.layout,
+            prefix=architecture.prefix,
+            attention_layer=attached.attention_layer,
+            supervision=head.supervision,
+        )
+
+    def whole(self) -> Classifier:
+        return self.finish(*self.bare())
 
 
 def _wrap(
@@ -222,16 +264,19 @@ def _from_checkpoint(
     if classes is not None and len(classes) != len(contents["classes"]):
         raise CheckpointError(source, f"{len(classes)} classes", len(contents["classes"]))
     preprocess = bind(Preprocess, contents["preprocess"], source)
-    classifier = _assemble(
+    plan = _Plan(
         find_architecture(name),
         name,
         classes or contents["classes"],
         contents["task"],
         contents["head"],
+        contents.get("head_options", {}),  # absent from files of older versions, as are blocks
+        contents.get("blocks", {}),
         target_layer or contents["target_layer"],
         size,
         preprocess,
     )
+    classifier = plan.whole()
     # files written before training with masks and boxes do not say what it used
     classifier.supervision = tuple(contents.get("supervision", classifier.supervision))
     network = classifier.network
@@ -255,7 +300,9 @@ def _from_weights(
         final = final_layer(sketch, _UNUSUAL)[0]
         rows = bare_state(contents, sketch.state_dict(), source).get(f"{final}.weight")
         classes = _names(architecture, 1000 if rows is None else len(rows))
-    classifier = _assemble(architecture, arch, classes, "multiclass", "linear", target_layer, size)
+    classifier = _Plan(
+        architecture, arch, classes, "multiclass", "linear", {}, {}, target_layer, size
+    ).whole()
     network = classifier.network
     state = bare_state(contents, network.state_dict(), source)
     fitted = _fit_positions(network, state, classifier.preprocess.size)

@@ -46,7 +46,8 @@ def save_checkpoint(
 
     Args:
         path: the file, usually `ft.pt`.
-        classifier: its weights, architecture, head, classes, task, target layer and preprocessing are kept.
+        classifier: its weights, architecture, head and blocks with options, classes, task, target layer and
+            preprocessing are kept.
         recipe: the resolved configuration of the training run.
         metrics: what was measured, for instance on the validation split.
         provenance: versions, seed, data, git.
@@ -60,6 +61,8 @@ def save_checkpoint(
         "format": _FORMAT,
         "arch": classifier.arch,
         "head": classifier.head,
+        "head_options": plain(classifier.head_options),
+        "blocks": plain(classifier.blocks),
         "classes": list(classifier.classes),
         "task": classifier.task,
         "target_layer": classifier.target_layer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wsod.config import plain
 from wsod.errors import ModelError
+from wsod.models.final import final_layer
 from wsod.models.preprocess import Preprocess
 from wsod.registry import nearest
 
@@ -63,6 +64,8 @@ class Classifier(nn.Module):
         network: (N, 3, H, W) → logits (N, C); an output with a `logits` attribute will do.
         arch: the name it was built by (`resnet50`, `timm:NAME`, `module:factory`), or a class name.
         head: its head's name in `wsod.models.heads.HEADS`.
+        head_options: the head's options that are not its defaults.
+        blocks: options of the blocks in it, by their names in `wsod.models.blocks.BLOCKS`.
         classes: class names, in the order of the logits.
         task: `multiclass` (softmax) or `multilabel` (sigmoid).
         target_layer: path in `network` of the module whose output is the feature map.
@@ -88,6 +91,8 @@ class Classifier(nn.Module):
         classes: Sequence[str],
         target_layer: str,
         head: str = "linear",
+        head_options: Mapping[str, Any] | None = None,
+        blocks: Mapping[str, Mapping[str, Any]] | None = None,
         task: Task = "multiclass",
         preprocess: Preprocess | None = None,
         layout: Layout = "NCHW",
@@ -97,7 +102,9 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.arch, self.head, self.task = arch, head, task
+        self.arch, self.head = arch, head
+        self.head_options, self.blocks = dict(head_options or {}), dict(blocks or {})
+        self.task: Task = task
         self.classes = tuple(str(name) for name in classes)
         self.target_layer = resolve_layer(network, target_layer)
         self.preprocess = preprocess or Preprocess()
@@ -111,6 +118,8 @@ class Classifier(nn.Module):
         about = {
             "arch": self.arch,
             "head": self.head,
+            "head_options": self.head_options or None,
+            "blocks": self.blocks or None,
             "task": self.task,
             "classes": len(self.classes),
             "target_layer": self.target_layer,
@@ -122,11 +131,24 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) → logits (N, C), before softmax or sigmoid."""
+        return self.answers(images)[0]
+
+    def answers(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The logits, and those of auxiliary classifiers trained with the same labels (ABN's branch)."""
         output: Any = self.network(images)
-        output = getattr(output, "logits", output)
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            raise ModelError(self.arch, "logits of shape (N, classes)", _describe(output))
-        return output
+        found = (getattr(output, "logits", output), *getattr(output, "auxiliary", ()))
+        for logits in found:
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                raise ModelError(self.arch, "logits of shape (N, classes)", _describe(logits))
+        return found
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """What did not come with the architecture: a head's own parameters, or the last layer's."""
+        trunk = getattr(self.network, "trunk", None)
+        if self.head == "linear" or not isinstance(trunk, nn.Module):
+            return list(final_layer(self.network, len(self.classes))[1].parameters())
+        inside = {id(parameter) for parameter in trunk.parameters()}
+        return [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
 
     def grid(self, features: Tensor) -> Tensor:
         """The target layer's output as feature maps (N, D, h, w): tokens dropped and folded, NHWC turned.

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import nn
-
-from wsod.models.heads.linear import attach_linear
+from wsod.models.heads.abn import ABN
+from wsod.models.heads.base import Attached, Head, HeadNetwork, HeadOutput, Site
+from wsod.models.heads.calm import CALM
+from wsod.models.heads.lfi import LFI
+from wsod.models.heads.linear import Linear
+from wsod.models.heads.ltpa import LTPA
 from wsod.registry import Registry
 
-__all__ = ["HEADS", "Head"]
+__all__ = ["HEADS", "Attached", "Head", "HeadNetwork", "HeadOutput", "Site"]
 
-
-@dataclass(frozen=True)
-class Head:
-    """A way to give a network its logits.
-
-    Args:
-        attach: (network, number of classes, target layer) → the network with that head.
-        summary: one line for `wsod list heads`.
-        attention: path, in the network this head is attached to, of the module whose output is the head's
-            own attention map, (N, h, w) or (N, C, h, w); None where it has none.
-        supervision: what training it uses.
-        citation: where it was published.
-    """
-
-    attach: Callable[[nn.Module, int, str], nn.Module]
-    summary: str
-    attention: str | None = None
-    supervision: tuple[str, ...] = ("image labels",)
-    citation: str = ""
-
-
-HEADS: Registry[Head] = Registry(
-    "head",
-    {"linear": Head(attach_linear, "the network's own head: one linear layer on its features")},
+HEADS: Registry[type[Head]] = Registry(
+    "head", {entry.name: entry for entry in (Linear, LFI, LTPA, ABN, CALM)}
 )

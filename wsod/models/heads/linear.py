@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import nn
 
 from wsod.errors import ModelError
+from wsod.models.final import final_layer
+from wsod.models.heads.base import Attached, Head, Site
 
-__all__ = ["attach_linear", "final_layer"]
-
-
-def final_layer(network: nn.Module, outputs: int | None = None) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """Path and module of the layer that gives the logits: the last linear layer or 1×1 convolution.
-
-    Args:
-        network: a classifier.
-        outputs: its number of classes, where known: a layer with as many outputs goes before later ones.
-
-    Raises:
-        ModelError: where the network has no such layer.
-    """
-    found: list[tuple[str, nn.Linear | nn.Conv2d]] = []
-    for path, module in network.named_modules():
-        if isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-        ):
-            found.append((path, module))
-    if not found:
-        raise ModelError(type(network).__name__, "a linear layer or 1x1 convolution for the logits", "none")
-    fitting = [(path, layer) for path, layer in found if len(layer.weight) == outputs]
-    return (fitting or found)[-1]
+__all__ = ["Linear"]
 
 
-def attach_linear(network: nn.Module, classes: int, target_layer: str) -> nn.Module:
-    """`network` as it is: every architecture is built with the head it was published with, for `classes`.
+@dataclass(frozen=True)
+class Linear(Head):
+    """The network as it is: every architecture is built with the head it was published with."""
 
-    Raises:
-        ModelError: where it has no layer with that many outputs.
-    """
-    path, layer = final_layer(network, classes)
-    if len(layer.weight) != classes:
-        raise ModelError(
-            type(network).__name__, f"a last layer with {classes} outputs", f"{len(layer.weight)} in {path}"
-        )
-    return network
+    name: ClassVar[str] = "linear"
+    summary: ClassVar[str] = "the network's own head: one linear layer on its features"
+
+    def attach(self, network: nn.Module, site: Site) -> Attached:
+        path, layer = final_layer(network, site.classes)
+        if len(layer.weight) != site.classes:
+            expected = f"a last layer with {site.classes} outputs"
+            raise ModelError(type(network).__name__, expected, f"{len(layer.weight)} in {path}")
+        return Attached(network, site.layer)
