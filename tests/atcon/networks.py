@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from wsod.models.classifier import Classifier
+from wsod.models.smallnet import SmallNet
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 
@@ -74,3 +75,14 @@ def mini_classifier(
             network.fc.bias.sub_(network.eval()(photos(4, dtype=dtype)).mean(0))
     classifier = Classifier(network, arch="mini", classes=CLASSES, target_layer="layer2", task=task)
     return classifier.eval()
+
+
+class DoubleNet(SmallNet):
+    """SmallNet in float64 whatever it is given, so that the order of sums hardly shows."""
+
+    def forward(self, images):
+        return super().forward(images.double())
+
+
+def double_net(classes: int) -> nn.Module:
+    return DoubleNet(classes).double()

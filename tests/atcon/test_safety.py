@@ -1,0 +1,261 @@
+"""What is on disk survives: a process killed at any moment, a full disk. And what a run leaves to look at."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from atcon.config import FinetuneConfig, config_from_tables
+from atcon.train import Event, finetune, resume
+from tests.conftest import ROOT
+from wsod.config import dump_toml
+from wsod.errors import CheckpointError, ConfigError
+from wsod.models import load_classifier, read_checkpoint
+
+
+def made(stages: dict[str, Any] | None = None, **tables: Any) -> FinetuneConfig:
+    stage = {"steps": 6, "batch": 4, "batch_norm": "frozen", "evaluate_every": 2, "lr": 1e-3}
+    several = {"only": {}} if stages is None else stages
+    table = {
+        "data": {"spec": "shapes:count=12", "workers": 0},
+        "model": {"size": 40},
+        "stages": {name: {**stage, "objectives": {"supervised": {}}, **own} for name, own in several.items()},
+        **tables,
+    }
+    return config_from_tables(table, {}, "test")
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = read_checkpoint(a)["state"], read_checkpoint(b)["state"]
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize(
+    ("room", "file"), [(300, "history.jsonl"), (200_000, "last.pt"), (5_000_000, "state.pt")]
+)
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, room: int, file: str) -> None:
+    """No file may grow beyond `room` from step 3 on."""
+    finetune(made(), tmp_path / "whole", device="cpu")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(event: Event) -> None:
+        if event.kind == "step" and event.step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+
+    try:
+        with pytest.raises(
+            CheckpointError, match=f"{file}: expected a file that can be written.*Make room, then --resume"
+        ):
+            finetune(made(), tmp_path / "full", device="cpu", progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "full").glob(".*"))
+    for name in ("ft.pt", "last.pt"):
+        assert read_checkpoint(tmp_path / "full" / name)["metrics"]["step"] <= 4
+        load_classifier(tmp_path / "full" / name)
+    saved = torch.load(tmp_path / "full" / "state.pt", weights_only=True)
+    assert saved["step"] == 2
+    resume(tmp_path / "full", device="cpu")
+    assert same(tmp_path / "full" / "last.pt", tmp_path / "whole" / "last.pt")
+    assert [line["step"] for line in history(tmp_path / "full")] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """SIGKILL at random moments, again and again: nothing but the steps since the last save is lost."""
+    config = made({"a": {"steps": 12}, "b": {"steps": 12}}, seed=3)
+    (tmp_path / "recipe.toml").write_text(dump_toml(config))
+    finetune(config, tmp_path / "whole", device="cpu")
+    cut = tmp_path / "cut"
+    command = [sys.executable, "-m", "atcon", "finetune", "--device", "cpu"]
+    chance, kills = random.Random(5), 0
+    for _ in range(20):
+        before = _progress(cut)
+        fresh = not (cut / "config.toml").exists()
+        said = ["--recipe", tmp_path / "recipe.toml", "--out", cut] if fresh else ["--resume", cut]
+        process = subprocess.Popen(
+            [*command, *said], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # kill it so many lines of history later, at any place in the loop
+        goal, deadline = before + chance.randint(1, 20), time.monotonic() + 120
+        while process.poll() is None and _progress(cut) < goal and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if process.poll() is None:
+            time.sleep(chance.random() * 0.03)
+            process.kill()
+            kills += 1
+        process.wait(timeout=60)
+        if (cut / "state.pt").exists():
+            state = torch.load(cut / "state.pt", weights_only=True)  # never half-written
+            done = 12 * state["stage"] + state["step"]
+            lost = max((12 * (e["stage"] == "b") + e["step"] for e in _whole_lines(cut)), default=0) - done
+            assert lost <= 2, "a state is saved every second step"
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills >= 2
+    for name in ("a.pt", "ft.pt", "last.pt"):
+        assert same(cut / name, tmp_path / "whole" / name), name
+    assert len(history(cut)) == len(history(tmp_path / "whole"))
+    assert not list(cut.glob(".*"))
+
+
+def _whole_lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "history.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _progress(folder: Path) -> int:
+    return len(_whole_lines(folder))
+
+
+def test_a_killed_write_is_cleared_away(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    finetune(made(), folder, device="cpu")
+    (folder / ".state.pt.99.tmp").write_bytes(b"half")
+    with open(folder / "history.jsonl", "a") as file:
+        file.write('{"stage": "on')
+    resume(folder, device="cpu")
+    assert not list(folder.glob(".*"))
+    assert len(history(folder)) == 10
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    """The weights cannot change, so the first evaluation stays the best."""
+    still = {"lr": 1e-12, "steps": 40, "patience": 3}
+    finetune(made({"only": still}), tmp_path / "out", device="cpu")
+    evaluated = [line["step"] for line in history(tmp_path / "out") if "evaluation" in line]
+    assert evaluated == [0, 2, 4, 6]
+    assert read_checkpoint(tmp_path / "out" / "ft.pt")["metrics"]["step"] == 0
+    resume(tmp_path / "out", device="cpu")
+    assert len(history(tmp_path / "out")) == 10
+    with pytest.raises(ConfigError, match="a metric in select"):
+        made({"only": {"patience": 2, "select": "last"}})
+
+
+def test_a_stopped_stage_stays_stopped_when_resumed(tmp_path: Path) -> None:
+    stages = {"a": {"lr": 1e-12, "steps": 40, "patience": 1}, "b": {"steps": 2}}
+
+    def fail(event: Event) -> None:
+        if (event.kind, event.stage) == ("end", "a"):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        finetune(made(stages), tmp_path / "out", device="cpu", progress=fail)
+    resume(tmp_path / "out", device="cpu")
+    finetune(made(stages), tmp_path / "whole", device="cpu")
+    assert same(tmp_path / "out" / "ft.pt", tmp_path / "whole" / "ft.pt")
+    steps = [(line["stage"], line["step"]) for line in history(tmp_path / "out") if "loss" in line]
+    assert steps == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+
+
+def test_clipping_bounds_the_gradient(tmp_path: Path) -> None:
+    finetune(made({"only": {"clip": 1e-9}}), tmp_path / "clipped", device="cpu")
+    norms = [line["grad_norm"] for line in history(tmp_path / "clipped") if "loss" in line]
+    assert all(norm > 0.01 for norm in norms)  # as it was before
+    # far below Adam's epsilon nothing moves
+    state = read_checkpoint(tmp_path / "clipped" / "last.pt")["state"]
+    moved = read_checkpoint(finetune(made(), tmp_path / "free", device="cpu"))["state"]
+    first = read_checkpoint(tmp_path / "clipped" / "ft.pt")["state"]
+    assert max((state[key] - first[key]).abs().max() for key in state) < 1e-3
+    assert max((moved[key] - first[key]).abs().max() for key in state) > 1e-3
+
+
+@pytest.mark.parametrize(("amp", "channels_last"), [("bf16", False), ("off", True), ("bf16", True)])
+def test_precision_and_layout_change_little(tmp_path: Path, amp: str, channels_last: bool) -> None:
+    def losses(name: str, **stage: Any) -> list[float]:
+        terms = {"supervised": {}, "atcon": {"mask_scale": "std", "mask_slope": 4.0}}
+        stages = {"only": {"objectives": terms, "steps": 2, "lr": 1e-5, **stage}}
+        finetune(made(stages), tmp_path / name, device="cpu")
+        return [line["loss"] for line in history(tmp_path / name) if "loss" in line]
+
+    plain, other = losses("plain"), losses("other", amp=amp, channels_last=channels_last)
+    assert other == pytest.approx(plain, abs=0.05 if amp == "bf16" else 1e-3)
+    assert amp == "off" or other != plain
+
+
+def test_the_history_as_a_table_and_as_curves(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    finetune(made({"a": {"steps": 2}, "b": {"steps": 4, "clip": 1.0}}), folder, device="cpu")
+    entries = history(folder)
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(entries)
+    for row, entry in zip(rows, entries, strict=True):
+        assert (row["stage"], int(row["step"])) == (entry["stage"], entry["step"])
+        assert row["loss"] == ("" if "loss" not in entry else str(entry["loss"]))
+        assert row["val/mAP"] == ("" if "evaluation" not in entry else str(entry["evaluation"]["mAP"]))
+    assert (rows[1]["grad_norm"] == "") != (rows[-2]["grad_norm"] == "")
+    with Image.open(folder / "history.png") as picture:
+        assert picture.size[0] > 600
+        assert len(picture.convert("L").getcolors(256) or []) > 20
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_same_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = tmp_path / "out"
+
+    def fail(event: Event) -> None:
+        if event.kind == "step" and event.step == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        finetune(made(tensorboard=True), folder, device="cpu", progress=fail)
+    resume(folder, device="cpu")
+    events = reader.EventAccumulator(str(folder / "tensorboard" / "only"))
+    events.Reload()
+    for name, key in (("loss", "loss"), ("supervised", "supervised")):
+        expected = [(line["step"], line[key]) for line in history(folder) if key in line]
+        # step 5 was logged, lost and logged again; what was lost is taken back
+        assert [event.step for event in events.Scalars(name)] == [1, 2, 3, 4, 5, 6]
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(step, pytest.approx(value, rel=1e-5)) for step, value in expected]
+    assert len(events.Scalars("val/mAP")) == 4
+
+
+def test_compiling_second_derivatives_is_refused(tmp_path: Path) -> None:
+    config = made({"only": {"compile": True, "objectives": {"supervised": {}, "atcon": {}}}})
+    with pytest.raises(ConfigError, match="differentiates gradients of the network"):
+        finetune(config, tmp_path / "out", device="cpu")
+
+
+def test_a_compiled_network_trains_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, graphs = torch.compile, []
+
+    def quick(module: torch.nn.Module) -> Any:
+        """Traced and differentiated ahead of time, without the minutes of a C++ compiler."""
+        graphs.append(module)
+        return compiler(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", quick)
+    for name, compiled in (("eager", False), ("compiled", True)):
+        finetune(made({"only": {"compile": compiled, "lr": 1e-5}}), tmp_path / name, device="cpu")
+    assert len(graphs) == 1
+    for a, b in zip(history(tmp_path / "eager"), history(tmp_path / "compiled"), strict=True):
+        assert b.get("loss") == pytest.approx(a.get("loss"), abs=1e-4)
+    load_classifier(tmp_path / "compiled" / "ft.pt")
+
+
+def test_sigint_is_the_default_again_afterwards(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    finetune(made({"only": {"steps": 1}}), tmp_path / "out", device="cpu")
+    assert signal.getsignal(signal.SIGINT) == before
