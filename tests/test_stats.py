@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from wsod.stats import bootstrap_interval, mean_of
+from wsod.stats import bootstrap_interval, crossed_interval, image_weights, interval_of_runs, mean_of
 
 
 def naive(
@@ -59,3 +60,59 @@ def test_classes_never_seen_count_as_zero_in_value_and_interval() -> None:
     among = bootstrap_interval(values, range(30), labels, average="classes", divisor=12, resamples=200)
     assert seen is not None
     assert among == pytest.approx([bound * 3 / 12 for bound in seen])
+
+
+@pytest.mark.parametrize("spread", [(1.0, 0.0, 0.3), (0.0, 1.0, 0.3), (0.0, 0.0, 1.0), (0.5, 2.0, 1.0)])
+def test_crossed_interval_covers_as_it_says(spread: tuple[float, float, float]) -> None:
+    """Five runs, whatever the share of runs, images and both: about 95 % hold the true mean."""
+    run, image, both = spread
+    rng = np.random.default_rng(7)
+    held, rounds = 0, 300
+    for round_ in range(rounds):
+        values = run * 0.3 * rng.normal(size=(5, 1)) + image * rng.normal(size=(1, 40))
+        values = values + both * rng.normal(size=(5, 40))
+        values[rng.random(values.shape) < 0.1] = np.nan
+        low, high = crossed_interval(values, resamples=200, seed=round_) or (1.0, -1.0)
+        held += low <= 0 <= high
+    assert 0.91 <= held / rounds <= 0.995
+
+
+def test_crossed_interval_is_what_the_parts_of_the_variance_say() -> None:
+    """Against the crossed design's formula on complete data, with expected values for the bootstrap."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(4, 1)) + rng.normal(size=(1, 30)) + rng.normal(size=(4, 30))
+    runs, images = values.mean(1), values.mean(0)
+    rest = values - runs[:, None] - images[None] + values.mean()
+    of_runs, of_images = runs.var(ddof=1) / 4, images.var() / 30
+    of_both = (rest**2).sum(1).mean() / 30**2 * 4 / (4 * 3)
+    variance = of_runs + of_images - of_both
+    freedom = variance**2 / (of_runs**2 / 3 + of_images**2 / 29)
+    half = stats.t.ppf(0.975, freedom) * variance**0.5
+    low, high = crossed_interval(values, resamples=40_000) or (np.nan, np.nan)
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=1e-12)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.02)
+
+
+def test_crossed_interval_of_several_cases_an_image_equals_that_of_their_runs() -> None:
+    values = np.array([[0.1, 0.4, 0.9, np.nan], [0.2, 0.3, np.nan, 0.8]])
+    images = ["a", "a", "b", "c"]
+    weights = image_weights(3, 500, 3)
+    rows = np.array([0, 0, 1, 2])
+    draws = np.full((500, 2), np.nan)
+    for r, weight in enumerate(weights):
+        for s in range(2):
+            known = [(v, weight[i]) for v, i in zip(values[s], rows, strict=True) if not np.isnan(v)]
+            total = sum(w for _, w in known)
+            draws[r, s] = sum(v * w for v, w in known) / total if total else np.nan
+    expected = interval_of_runs(np.nanmean(values, 1), draws, images=3)
+    assert crossed_interval(values, images, resamples=500, seed=3) == pytest.approx(expected, abs=1e-12)
+
+
+def test_crossed_interval_of_little() -> None:
+    assert crossed_interval([[0.5]]) is None
+    assert crossed_interval([[0.25, 0.25], [0.25, 0.25]]) == pytest.approx((0.25, 0.25), abs=1e-12)
+    one = np.arange(20.0)[None]
+    assert crossed_interval(one, seed=1) == pytest.approx(
+        bootstrap_interval(one[0], np.arange(20), np.zeros(20), seed=1), abs=1e-12
+    )
+    assert np.isnan(interval_of_runs([np.nan], np.full((5, 1), np.nan), images=3)).all()

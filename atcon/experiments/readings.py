@@ -92,7 +92,7 @@ class F1(Reading):
         return F1(tuple(self.images[i] for i in rows), self.predicted[rows], self.positive[rows])
 
     def draws(self, columns: Mapping[str, int], weights: Array) -> Array:
-        weights = weights[:, [columns[image] for image in self.images]]
+        weights = weights[:, np.array([columns[image] for image in self.images], np.int64)]
         hits = weights @ (self.predicted & self.positive).astype(np.float64)
         whole = hits + weights @ (self.predicted ^ self.positive).astype(np.float64) / 2
         seen = whole > 0
@@ -125,18 +125,19 @@ class MeanAP(Reading):
         return MeanAP(tuple(self.images[i] for i in rows), self.scores[rows], self.positive[rows])
 
     def draws(self, columns: Mapping[str, int], weights: Array) -> Array:
-        weights = weights[:, [columns[image] for image in self.images]]
+        weights = weights[:, np.array([columns[image] for image in self.images], np.int64)]
         total, classes = np.zeros(len(weights)), np.zeros(len(weights))
         for scores, positive in zip(self.scores.T, self.positive.T, strict=True):
             order = np.argsort(-scores, kind="stable")
             # images of equal score are one step
-            last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+            last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)[: len(order)])
             ranks = weights[:, order].cumsum(1)[:, last]
             hits = (weights[:, order] * positive[order]).cumsum(1)[:, last]
             precision = np.divide(hits, ranks, out=np.zeros_like(hits), where=ranks > 0)
-            found = hits[:, -1] > 0
+            whole = hits.max(1, initial=0.0)
+            found = whole > 0
             steps = np.diff(hits, prepend=0, axis=1)
-            total += np.where(found, (steps * precision).sum(1) / np.where(found, hits[:, -1], 1.0), 0.0)
+            total += np.where(found, (steps * precision).sum(1) / np.where(found, whole, 1.0), 0.0)
             classes += found
         return _ratio(total, classes)
 
