@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from wsod.config import bind, dump_toml, merge, parse_settings, read_toml, write_text
-from wsod.errors import ConfigError, DataError, MapError, WsodError
+from wsod.errors import ConfigError, DataError, MapError, OutputError, WsodError
 from wsod.registry import Registry
 from wsod.types import AttentionMaps, Sample
 
@@ -112,7 +112,7 @@ def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match="f: .*disk full"):
         write_text(file, "new")
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]

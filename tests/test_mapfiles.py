@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsod.errors import DataError, MapError
+from wsod.errors import DataError, MapError, OutputError
 from wsod.mapfiles import find_map_file, read_maps, write_maps
 from wsod.store import MapStore, expand_map_folders
 from wsod.types import AttentionMaps, Sample
@@ -168,6 +168,6 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OutputError, match=r"a\.npz: .*disk full"):
         write_maps(tmp_path / "a.npz", AttentionMaps("a", (2, 2), [0], np.ones((1, 2, 2))))
     assert not list(tmp_path.iterdir())

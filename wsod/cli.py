@@ -135,7 +135,7 @@ def evaluate(
     from wsod.report.tables import print_results
 
     with progress_bar("evaluating") as progress:
-        result = run(maps, out=out, progress=progress, **options)
+        result = run(maps, out=out, progress=progress, notice=warn, **options)
     if quiet:
         return
     if style != "table":
@@ -163,7 +163,7 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
     from wsod.evaluation import compute_maps
 
     with progress_bar("computing maps") as progress:
-        computed, faults = compute_maps(maps, out, progress=progress, **options)
+        computed, faults = compute_maps(maps, out, progress=progress, notice=warn, **options)
     for fault in faults:
         warn(str(fault.error))
     if options["save_overlays"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tomllib
 import types
 import typing
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from wsod.errors import ConfigError
+from wsod.output import write_text
 from wsod.registry import nearest
 
 __all__ = ["bind", "dump_toml", "merge", "parse_settings", "parse_value", "plain", "read_toml", "write_text"]
@@ -158,13 +158,3 @@ def plain(value: Any) -> Any:
 def dump_toml(value: Any) -> str:
     """A dataclass tree or table as TOML text."""
     return tomli_w.dumps(plain(value))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: aside first, then renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(text, "utf-8", "backslashreplace")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "MapError", "ModelError", "WsodError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MapError",
+    "ModelError",
+    "OutputError",
+    "WsodError",
+]
 
 
 class WsodError(Exception):
@@ -47,3 +55,7 @@ class ModelError(WsodError):
 
 class CheckpointError(WsodError):
     """A checkpoint that cannot be read or does not fit."""
+
+
+class OutputError(WsodError):
+    """A file or folder that cannot be written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,13 +11,14 @@ from wsod.board import Board
 from wsod.config import plain
 from wsod.data.dataset import Dataset
 from wsod.errors import ConfigError, WsodError
-from wsod.pipeline import Fault, iterate_maps
-from wsod.protocols import load_protocol
+from wsod.kept import KeptMaps, computed_maps
+from wsod.output import only_writer
+from wsod.pipeline import Fault
+from wsod.protocols import Protocol, load_protocol
 from wsod.request import Maps, Run, make_request, open_run
 from wsod.results import Result, provenance
 from wsod.scoremaps import MapProcessing
 from wsod.scoring import Item, measured
-from wsod.store import MapStore
 from wsod.thresholds import ThresholdSource
 from wsod.types import Sample
 
@@ -28,26 +30,8 @@ __all__ = ["compute_maps", "evaluate"]
 # pictures of maps that no protocol has chosen a threshold for: 20 % of the maximum, as heatmap_to_boxes
 CLAIM = 0.2
 Progress = Callable[[int, int], None]
+Notice = Callable[[str], None]
 T = TypeVar("T")
-
-
-def _items(run: Run, indices: Sequence[int], frame: int = 0) -> Iterator[Item | Fault]:
-    """Every image with its computed maps."""
-    request = run.request
-    if not run.methods:
-        return _annotations(run.dataset, indices)
-    return iterate_maps(
-        run.dataset,
-        indices,
-        run.methods,
-        run.classifier,
-        labels=request.labels,
-        device=run.device,
-        batch_size=request.batch_size,
-        threads=request.threads,
-        frame=frame,
-        tta=request.tta,
-    )
 
 
 def _checked(
@@ -71,14 +55,20 @@ def _annotations(dataset: Dataset, indices: Sequence[int]) -> Iterator[Item | Fa
 
 
 def compute_maps(
-    maps: Maps, out: Path | str, *, progress: Progress | None = None, **options: Any
+    maps: Maps,
+    out: Path | str,
+    *,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+    **options: Any,
 ) -> tuple[int, list[Fault]]:
-    """Compute and store maps only; images whose maps are there already are not computed again.
+    """Compute and store maps only; images whose maps are there already, undamaged, are not computed again.
 
     Args:
         maps: method names.
         out: folder; each method's maps go to OUT/METHOD.
         progress: called with (images done, images in all).
+        notice: called with a sentence for each damaged file found.
         options: fields of `wsod.request.Request`.
 
     Returns:
@@ -87,21 +77,21 @@ def compute_maps(
     out, run = Path(out), open_run(make_request(maps, options))
     if run.stores:
         raise ConfigError("--maps", "method names", ", ".join(run.stores), "These maps are on disk already.")
-    stores = {name: MapStore(out / name, len(run.classes)) for name in run.methods}
-    ids = run.dataset.ids
-    missing = [i for i in run.indices if not all(store.has(ids[i]) for store in stores.values())]
     faults, computed = [], 0
-    kept: list[Item] = []
-    for item in _checked(_items(run, missing), run, len(missing), progress):
-        if isinstance(item, Fault):
-            faults.append(item)
-            continue
-        _keep(run, kept, item)
-        for name, one in item[1].items():
-            stores[name].write(one)
-        computed += 1
-    _finish_stores(run, stores)
-    _draw(run, out, kept, dict.fromkeys(stores, CLAIM), MapProcessing())
+    shown: list[Item] = []
+    with only_writer(out):
+        kept = KeptMaps(run, out, run.methods, notice=notice)
+        missing = [i for i in run.indices if not kept.has(run.dataset.ids[i], run.methods)]
+        items = _checked(computed_maps(run, missing), run, len(missing), progress)
+        for index, item in zip(missing, items, strict=True):
+            if isinstance(item, Fault):
+                faults.append(item)
+                continue
+            _keep(run, shown, item)
+            kept.add(index, item[1])
+            computed += 1
+        kept.finish()
+        _draw(run, out, shown, dict.fromkeys(run.methods, CLAIM), MapProcessing())
     return computed, faults
 
 
@@ -124,15 +114,13 @@ def _draw(
         save_overlays(out / "overlays", pixels, thresholds, processing, run.classes, limit)
 
 
-def _finish_stores(run: Run, stores: Mapping[str, MapStore]) -> None:
-    for name, store in stores.items():
-        about = {"schema": 1, "maps": name, "supervision": run.supervision(name)}
-        about |= {"images": len(run.indices), "classes": run.classes, "config": plain(run.request)}
-        store.finish(about)
-
-
 def evaluate(
-    maps: Maps, *, out: Path | str | None = None, progress: Progress | None = None, **options: Any
+    maps: Maps,
+    *,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+    notice: Notice | None = None,
+    **options: Any,
 ) -> Result:
     """Make or read attention maps, score them by a protocol, and (with `out`) write the result directory.
 
@@ -140,8 +128,10 @@ def evaluate(
 
     Args:
         maps: method names or folders of maps, a row each.
-        out: result directory: result.json, cases.jsonl, and maps/ and overlays/ where asked for.
+        out: result directory: result.json, cases.jsonl, and maps/ and overlays/ where asked for. A run
+            that was stopped goes on from the maps it had computed when it is run again.
         progress: called with (images done, images in all).
+        notice: called with a sentence for each damaged file found.
         options: the other fields of `wsod.request.Request`.
 
     Raises:
@@ -160,23 +150,56 @@ def evaluate(
         name: Board(name, protocol.build(count, request.metrics), source, run.probe)
         for name in (*run.methods, *run.stores)
     }
-    stores = {}
-    if request.save_maps and out is not None:
-        stores = {name: MapStore(out / "maps" / name, len(run.classes)) for name in run.methods}
-    kept: list[Item] = []
+    with nullcontext() if out is None else only_writer(out):
+        kept = None if out is None else _kept(run, out, notice)
+        shown, skipped = _count(run, boards, protocol.maps.frame, kept, progress)
+        whole = _finished(run, boards, protocol, skipped)
+        if out is not None:
+            _draw(run, out, shown, {name: board.threshold() for name, board in boards.items()}, protocol.maps)
+            whole.save(out)
+        if kept is not None and not request.save_maps:
+            kept.remove()
+    return whole
+
+
+def _kept(run: Run, out: Path, notice: Notice | None) -> KeptMaps:
+    """The maps that a stopped run goes on from, in OUT/maps if they are asked for."""
+    if run.request.save_maps:
+        return KeptMaps(run, out / "maps", run.methods, anew=True, notice=notice)
+    costly = [name for name, method in run.methods.items() if not method.is_control]
+    return KeptMaps(run, out / ".maps", costly, anew=True, notice=notice)
+
+
+def _count(
+    run: Run, boards: Mapping[str, Board], frame: int, kept: KeptMaps | None, progress: Progress | None
+) -> tuple[list[Item], list[dict[str, str]]]:
+    """Every image counted; the ones to be drawn, and the ones left out."""
+    shown: list[Item] = []
     skipped: list[dict[str, str]] = []
-    items = measured(_items(run, run.indices, protocol.maps.frame), boards, run)
-    for result in _checked(items, run, len(run.indices), progress):
+    if run.methods:
+        items = computed_maps(run, run.indices, frame=frame, kept=kept)
+    else:
+        items = _annotations(run.dataset, run.indices)
+    results = _checked(measured(items, boards, run), run, len(run.indices), progress)
+    for index, result in zip(run.indices, results, strict=True):
         if isinstance(result, Fault):
             skipped.append({"image": result.image, "error": str(result.error)})
             continue
         item, found = result
-        for name, one in item[1].items():
-            boards[name].count(found[name], one, item[0])
-            if name in stores:
-                stores[name].write(one)
-        _keep(run, kept, item)
-    _finish_stores(run, stores)
+        for name, (one, own) in found.items():
+            boards[name].count(own, one, item[0])
+        if kept is not None:
+            kept.add(index, item[1])
+        _keep(run, shown, item)
+    if kept is not None:
+        kept.finish()
+    return shown, skipped
+
+
+def _finished(
+    run: Run, boards: Mapping[str, Board], protocol: Protocol, skipped: Sequence[dict[str, str]]
+) -> Result:
+    request = run.request
     rows, cases = [], []
     for name, board in boards.items():
         row, some = board.finish(
@@ -188,7 +211,7 @@ def evaluate(
         )
         rows.append(row)
         cases += some
-    whole = Result(
+    return Result(
         config={
             **plain(request),
             "split": run.dataset.split,
@@ -200,10 +223,6 @@ def evaluate(
         skipped=tuple(skipped),
         cases=tuple(cases),
     )
-    if out is not None:
-        _draw(run, out, kept, {name: board.threshold() for name, board in boards.items()}, protocol.maps)
-        whole.save(out)
-    return whole
 
 
 def _pixels(dataset: Dataset, sample: Sample) -> Any:

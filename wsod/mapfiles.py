@@ -1,50 +1,35 @@
 """Attention maps in the files other tools write, read as they are and without running anything in them.
 
 Understood: `.npy` of (H, W) or (K, H, W); our `.npz`; the dictionaries irn (`keys`, `high_res`) and SEAM
-(`{class: map}`) store as pickled `.npy`. Only array and tensor reconstruction is let through from a pickle.
+(`{class: map}`) store as pickled `.npy`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
+import math
+import stat
 import zipfile
-from collections.abc import Iterator
-from dataclasses import replace
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsod.errors import MapError
-from wsod.types import AttentionMaps, Sample
+from wsod.output import write_bytes
+from wsod.pickles import MAX_VALUES, load_arrays
+from wsod.types import MAX_PIXELS, AttentionMaps, Sample
 
-__all__ = ["find_map_file", "read_arrays", "read_maps", "write_maps"]
+__all__ = ["Beside", "find_map_file", "read_arrays", "read_beside", "read_maps", "write_maps"]
 
 Array = NDArray[Any]
-HARMLESS = {"_reconstruct", "_frombuffer", "scalar", "ndarray", "dtype", "_codec_encode", "encode"}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Rebuilds arrays, tensors and plain containers; refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] in ("numpy", "_codecs") and name in HARMLESS:
-            return super().find_class(module, name)
-        if (module, name) == ("collections", "OrderedDict"):
-            return dict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return super().find_class(module, name)
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage
-        raise pickle.UnpicklingError(f"it would run {module}.{name}")
-
-
-def _load_storage(data: bytes) -> Any:
-    import torch
-
-    return torch.load(io.BytesIO(data), weights_only=True)
+MAX_BYTES = 8 * MAX_VALUES
+LARGEST = 2**31
 
 
 def _names(sample: Sample) -> Iterator[str]:
@@ -84,14 +69,16 @@ def read_maps(path: Path, sample: Sample, classes: int) -> AttentionMaps:
     if isinstance(content, np.ndarray):
         return _from_array(path, content, sample, classes)
     if "values" not in content:
-        return _from_dictionary(path, content, sample)
-    region = tuple(content["region"].tolist()) if "region" in content else None
-    if "labels" in content:
-        size = np.asarray(content.get("size", sample.size)).tolist()
-        maps = _checked(path, sample.image_id, size, content["labels"], content["values"])
+        return _from_dictionary(path, content, sample, classes)
+    beside = read_beside(path, content)
+    if beside.size is not None and beside.size != sample.size:
+        shown = "x".join(map(str, reversed(beside.size)))
+        raise MapError(path, f"maps of an image of {sample.size[1]}x{sample.size[0]}", f"of {shown}")
+    if beside.labels is not None:
+        maps = _checked(path, sample, beside.labels, content["values"], classes)
     else:
-        maps = _from_array(path, content["values"], sample, classes)
-    return replace(maps, ranking=content.get("ranking"), region=region)
+        maps = _from_array(path, _numbers(path, content["values"]), sample, classes)
+    return replace(maps, ranking=beside.ranking, region=beside.region)
 
 
 def read_arrays(path: Path) -> Array | dict[Any, Any]:
@@ -100,16 +87,118 @@ def read_arrays(path: Path) -> Array | dict[Any, Any]:
     Raises:
         MapError: naming the file.
     """
+    what = "a NumPy .npy or .npz file"
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise MapError(path, what, "a folder, pipe or device")
         with path.open("rb") as file:
-            content: Any = np.load(file, allow_pickle=False)
-            if not isinstance(content, np.ndarray):
-                return {name: content[name] for name in content.files}
-            return content
-    except ValueError:
-        return _unpickle(path)
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise MapError(path, "a NumPy .npy or .npz file", error) from error
+            if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):
+                return _read_archive(path, file)
+            file.seek(0)
+            whole: Array | dict[Any, Any] = _read_array(path, file, path.stat().st_size)
+            return whole
+    except FileNotFoundError:
+        raise MapError(path, what, "no such file") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        # RuntimeError and its kin: archives that are encrypted, or packed in other ways
+        raise MapError(path, what, error) from error
+
+
+def _read_archive(path: Path, file: IO[bytes]) -> dict[str, Array]:
+    with zipfile.ZipFile(file) as archive:
+        infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        if sum(info.file_size for info in infos) > MAX_BYTES:
+            raise MapError(path, f"at most {MAX_BYTES} bytes unpacked", "more")
+        found = {}
+        for info in infos:
+            with archive.open(info) as member:
+                array = _read_array(path, member, info.file_size)
+                if member.read(1):  # the end is where the checksum is looked at
+                    raise MapError(path, f"one array in {info.filename[:40]}", "more")
+            if not isinstance(array, np.ndarray):
+                raise MapError(path, f"an array in {info.filename[:40]}", type(array).__name__)
+            found[info.filename.removesuffix(".npy")] = array
+        return found
+
+
+def _read_array(path: Path, file: IO[bytes], size: int) -> Any:
+    """One array, or the dictionary it wraps."""
+    form = np.lib.format
+    try:
+        first = form.read_magic(file) == (1, 0)
+        read = form.read_array_header_1_0 if first else form.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except Exception as error:  # the header is a Python literal: its parser raises many kinds
+        raise MapError(path, "a NumPy .npy header", str(error)[:200] or type(error).__name__) from error
+    if dtype.hasobject:
+        try:
+            value = load_arrays(file)
+        except Exception as error:  # a hostile pickle can raise anything
+            hint = "Nothing in it was run."
+            got = str(error)[:200] or type(error).__name__
+            raise MapError(path, "arrays, or a dictionary of them", got, hint) from error
+        if not isinstance(value, dict):
+            raise MapError(path, "a dictionary of maps", type(value).__name__)
+        return value
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count > MAX_VALUES or count * dtype.itemsize > size:
+        got = f"the shape {shape}"[:60]
+        raise MapError(path, f"at most {MAX_VALUES} values, all of them in the file", got)
+    data = file.read(count * dtype.itemsize)
+    if len(data) != count * dtype.itemsize:
+        raise MapError(path, f"{count} values", "a file cut short")
+    return np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What our .npz says beside the values."""
+
+    labels: Array | None
+    size: tuple[int, int] | None
+    region: tuple[float, float, float, float] | None
+    ranking: Array | None
+
+
+def read_beside(path: Path, content: Mapping[Any, Any]) -> Beside:
+    """The fields labels (K,), size (height, width), region (x0, y0, x1, y1) and ranking (R,), checked.
+
+    Raises:
+        MapError: naming the file.
+    """
+    size = _whole(path, content, "size", 2)
+    if size is not None and not (min(size) > 0 and size[0] * size[1] <= MAX_PIXELS):
+        raise MapError(path, f"a size of 1 to {MAX_PIXELS} pixels", size.tolist())
+    region = None
+    if "region" in content:
+        corners = _numbers(path, content["region"]).ravel()
+        good = len(corners) == 4 and np.isfinite(corners).all() and np.abs(corners).max() < LARGEST
+        if not good or corners[0] >= corners[2] or corners[1] >= corners[3]:
+            raise MapError(path, "a region x0, y0, x1, y1", str(corners.tolist())[:60])
+        region = tuple(corners.tolist())
+    return Beside(
+        _whole(path, content, "labels"),
+        None if size is None else (int(size[0]), int(size[1])),
+        region,
+        _whole(path, content, "ranking"),
+    )
+
+
+def _whole(path: Path, content: Mapping[Any, Any], name: str, count: int | None = None) -> Array | None:
+    """A list of whole numbers."""
+    if name not in content:
+        return None
+    value = np.asarray(content[name])
+    if (
+        value.dtype.kind not in "iu"
+        or value.ndim != 1
+        or len(value) != (len(value) if count is None else count)
+    ):
+        got = f"{'x'.join(map(str, value.shape)) or 'one'} of type {value.dtype}"
+        raise MapError(path, f"{name}: {count or 'a list of'} whole numbers", got)
+    if len(value) and not (value.min() >= -1 and value.max() < LARGEST):
+        raise MapError(path, f"{name}: numbers from 0 on", f"{value.min()} to {value.max()}")
+    return value.astype(np.int64)
 
 
 def _from_array(path: Path, values: Array, sample: Sample, classes: int) -> AttentionMaps:
@@ -126,70 +215,61 @@ def _from_array(path: Path, values: Array, sample: Sample, classes: int) -> Atte
             f"shape (H, W), ({classes}, H, W) for all classes or ({len(present)}, H, W) for the image's",
             "x".join(map(str, values.shape)) or "a single value",
         )
-    return _checked(path, sample.image_id, sample.size, labels, values)
+    return _checked(path, sample, labels, values, classes)
 
 
-def _from_dictionary(path: Path, content: dict[Any, Any], sample: Sample) -> AttentionMaps:
+def _from_dictionary(path: Path, content: dict[Any, Any], sample: Sample, classes: int) -> AttentionMaps:
     if "keys" in content:
-        labels = np.asarray(content["keys"])
+        keys = content["keys"]
         values = next((content[name] for name in ("high_res", "cam") if name in content), None)
         if values is None:
-            raise MapError(path, "'high_res' or 'cam' beside 'keys'", f"{sorted(map(str, content))}")
+            raise MapError(path, "'high_res' or 'cam' beside 'keys'", f"{sorted(map(str, content))}"[:200])
+        values = list(values) if isinstance(values, list | np.ndarray) else [values]
     else:
-        labels, values = np.array(list(content)), list(content.values())
+        keys, values = list(content), list(content.values())
+    if isinstance(keys, list) and not all(type(key) is int for key in keys):
+        raise MapError(path, "whole numbers as labels", f"{keys}"[:60])
+    try:
+        labels = np.array(keys, np.int64) if isinstance(keys, list) else np.asarray(keys)
+    except OverflowError as error:
+        raise MapError(path, "labels of the data set", error) from error
     # a dictionary's maps may differ in size
-    return _checked(path, sample.image_id, sample.size, labels, [np.asarray(value) for value in values])
+    return _checked(path, sample, labels, values, classes)
 
 
-def _checked(path: Path, image_id: str, size: Any, labels: Any, values: Any) -> AttentionMaps:
-    labels = np.asarray(labels)
+def _checked(path: Path, sample: Sample, labels: Array, values: Any, classes: int) -> AttentionMaps:
     several = isinstance(values, list)
     maps = [_numbers(path, each) for each in (values if several else [values])]
-    if len(labels) and labels.dtype.kind not in "iu":
+    if labels.ndim != 1 or (len(labels) and labels.dtype.kind not in "iu"):
         raise MapError(path, "whole numbers as labels", labels.dtype)
-    values = maps if several else maps[0]
+    if len(labels) and not (labels.min() >= 0 and labels.max() < (classes or LARGEST)):
+        raise MapError(path, f"labels 0 to {classes - 1}", f"{labels.min()} to {labels.max()}")
     try:
-        return AttentionMaps(image_id, tuple(size), labels, values)
+        return AttentionMaps(sample.image_id, sample.size, labels, maps if several else maps[0])  # type: ignore[arg-type]  # a list is stacked
     except MapError as error:
         raise MapError(path, error.expected, error.got, error.hint) from error
 
 
 def _numbers(path: Path, values: Any) -> Array:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu":
-        raise MapError(path, "maps of numbers", f"type {array.dtype}")
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        kind = f"type {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise MapError(path, "maps of numbers", kind)
     # a whole-number map is compared as it is: float64 holds it exactly
-    return array.astype(np.float64) if array.dtype.kind != "f" or array.dtype.itemsize > 8 else array
+    wide = values.dtype.kind != "f" or values.dtype.itemsize > 8
+    return values.astype(np.float64 if wide else values.dtype.newbyteorder("="), copy=False)
 
 
-def _unpickle(path: Path) -> dict[Any, Any]:
-    with path.open("rb") as file:
-        try:
-            header = np.lib.format
-            first = header.read_magic(file) == (1, 0)
-            shape = (header.read_array_header_1_0 if first else header.read_array_header_2_0)(file)[0]
-            value = _ArraysOnly(file).load()
-        except Exception as error:  # a hostile pickle can raise anything
-            raise MapError(
-                path, "arrays, or a dictionary of them", error, "Nothing in it was run."
-            ) from error
-    if shape == () and isinstance(value, np.ndarray):
-        value = value.item()
-    if not isinstance(value, dict):
-        raise MapError(path, "a dictionary of maps", type(value).__name__)
-    return value
+def write_maps(path: Path, maps: AttentionMaps) -> str:
+    """Write one image's maps as .npz, whole or not at all; returns the file's SHA-256.
 
-
-def write_maps(path: Path, maps: AttentionMaps) -> None:
-    """Write one image's maps as .npz, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Raises:
+        OutputError: naming the file.
+    """
     arrays: dict[str, Any] = {"labels": maps.labels, "values": maps.values, "size": np.asarray(maps.size)}
     for name, value in (("ranking", maps.ranking), ("region", maps.region)):
         if value is not None:
             arrays[name] = np.asarray(value)
-    aside = path.with_name(f".{path.name}.tmp.npz")
-    try:
-        np.savez(aside, **arrays)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    write_bytes(path, file.getvalue())
+    return hashlib.sha256(file.getvalue()).hexdigest()

@@ -43,6 +43,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class _Loaded:
+    index: int
     sample: Sample
     tensor: torch.Tensor
     region: tuple[float, float, float, float] | None
@@ -140,7 +141,7 @@ def iterate_maps(
             tensor, region = preprocess(image)
         except WsodError as error:
             return Fault(dataset.ids[index], error)
-        return _Loaded(sample, tensor, region, image if shown else None)
+        return _Loaded(index, sample, tensor, region, image if shown else None)
 
     loaded = ahead(load, indices, threads, depth=2 * batch_size)
     for group in _batches(loaded, batch_size):
@@ -153,11 +154,17 @@ def iterate_maps(
 
 
 def _batches(loaded: Iterator[_Loaded | Fault], batch_size: int) -> Iterator[list[_Loaded] | Fault]:
-    """Runs of images of one tensor shape, at most `batch_size` long; order is kept."""
+    """Runs of images of one tensor shape, at most `batch_size` long; order is kept.
+
+    A batch lies within images n·batch_size to (n + 1)·batch_size of the data set, whichever were asked for:
+    a run that goes on after a stop makes the batches it would have made.
+    """
     number = iter(range(1 << 62))
 
     def shape(item: _Loaded | Fault) -> object:
-        return next(number) if isinstance(item, Fault) else tuple(item.tensor.shape)
+        return (
+            next(number) if isinstance(item, Fault) else (item.index // batch_size, tuple(item.tensor.shape))
+        )
 
     for _, run in groupby(loaded, shape):
         batch: list[_Loaded] = []

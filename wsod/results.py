@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from wsod.config import write_text
 from wsod.errors import DataError
+from wsod.output import write_text
 from wsod.types import Score
 
 __all__ = ["Case", "Result", "Row", "provenance", "score_fields"]

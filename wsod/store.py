@@ -1,24 +1,30 @@
-"""Maps on disk: a folder a method, a file an image, a manifest written last.
+"""Maps on disk: a folder a method, a file an image, checksums as they are written, a manifest last.
 
 maps/gradcam/2007_000032.npz    labels (K,), values (K, h, w), size, ranking, region
-maps/gradcam/manifest.json      method, classes, images, and what made them
+maps/gradcam/files.jsonl        what made them; then, a line a batch, the SHA-256 of each image's file
+maps/gradcam/manifest.json      method, classes, images: the folder is complete
+
+A process may be killed at any moment: an image is done when its line is there and its file is what the line
+says. What is half-written or damaged is found and made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsod.config import write_text
-from wsod.errors import DataError
+from wsod.errors import ConfigError, DataError, MapError
 from wsod.mapfiles import find_map_file, read_maps, write_maps
+from wsod.output import append_line, write_text
 from wsod.types import AttentionMaps, Sample
 
 __all__ = ["MapStore", "expand_map_folders"]
 
-MANIFEST = "manifest.json"
+MANIFEST, FILES = "manifest.json", "files.jsonl"
+AGAIN = "Run the same command again: only what is missing is computed."
 
 
 class MapStore:
@@ -27,51 +33,143 @@ class MapStore:
     Args:
         folder: where they are, or will be.
         classes: number of classes of the data set they are of.
+
+    Attributes:
+        damaged: files that were not what their checksum says, as `has` found them.
     """
 
     def __init__(self, folder: Path, classes: int) -> None:
         self.folder, self.classes = folder, classes
-        self.manifest = self._read_manifest()
+        self.manifest = _table(folder / MANIFEST, "a manifest written by `wsod maps`")
+        self.damaged: list[Path] = []
+        self._made, self._sums = self._read_files()
+        self._pending: dict[str, str] = {}
 
-    def _read_manifest(self) -> dict[str, Any]:
-        path = self.folder / MANIFEST
-        if not path.exists():
-            return {}
+    def _read_files(self) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """What made the maps (None: another tool), and checksums by image; half a last line is left out."""
+        path = self.folder / FILES
+        if not path.is_file():
+            return None, {}
+        made: dict[str, Any] = {}
+        sums: dict[str, str] = {}
         try:
-            manifest = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(path, "a manifest written by `wsod maps`", error) from error
-        if not isinstance(manifest, dict):
-            raise DataError(path, "a manifest written by `wsod maps`", type(manifest).__name__)
-        return manifest
+            lines = path.read_bytes().split(b"\n")[:-1]
+            for number, line in enumerate(lines):
+                table = json.loads(line)
+                if number:
+                    sums |= {str(image): str(digest) for image, digest in table.items()}
+                else:
+                    made = dict(table)
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            hint = "Delete the folder, and make the maps again."
+            raise DataError(path, "checksums written by `wsod maps`", error, hint) from error
+        return made, sums
 
     @property
     def supervision(self) -> tuple[str, ...]:
         """What the maps were made with; unknown for maps made elsewhere."""
-        return tuple(self.manifest.get("supervision", ("unknown",)))
+        used = self.manifest.get("supervision", (self._made or {}).get("supervision", ["unknown"]))
+        if not isinstance(used, list) or not all(isinstance(word, str) for word in used):
+            raise DataError(self.folder / MANIFEST, "a list of words as supervision", repr(used)[:60])
+        return tuple(used)
 
     def read(self, sample: Sample) -> AttentionMaps:
-        """That image's maps. Raises MapError naming the file."""
-        return read_maps(find_map_file(self.folder, sample), sample, self.classes)
+        """That image's maps.
+
+        Raises:
+            MapError: naming the file, where it is missing, no maps, or not what its checksum says.
+        """
+        if self._made is None:
+            return read_maps(find_map_file(self.folder, sample), sample, self.classes)
+        path = self._path(sample.image_id)
+        if sample.image_id not in self._sums:
+            got = "a folder made elsewhere" if not self._sums else "none"
+            raise MapError(path, f"the maps of image {sample.image_id!r}", got, AGAIN)
+        if not self._whole(sample.image_id):
+            raise MapError(path, "the file whose checksum is in files.jsonl", "another or none", AGAIN)
+        return read_maps(path, sample, self.classes)
+
+    def begin(self, made: Mapping[str, Any], *, anew: bool = False) -> None:
+        """Start writing, or go on where an earlier process stopped.
+
+        Args:
+            made: all that the maps depend on; words and numbers.
+            anew: start over where the folder's maps were made otherwise.
+
+        Raises:
+            ConfigError: where they were, naming the difference, unless `anew`.
+        """
+        made = json.loads(json.dumps(made))
+        before = self._made
+        if before != made:
+            if before and not anew:
+                key = next(key for key in {**before, **made} if before.get(key) != made.get(key))
+                got = f"{key} = {before.get(key)!r}"
+                hint = "Name another --out, or delete that folder."
+                raise ConfigError(self.folder, f"maps made with {key} = {made.get(key)!r}", got, hint)
+            self._made, self._sums = dict(made), {}
+        # without the line a killed process may have left half-written
+        lines = [json.dumps(made), json.dumps(self._sums)] if self._sums else [json.dumps(made)]
+        write_text(self.folder / FILES, "\n".join(lines) + "\n")
 
     def has(self, image_id: str) -> bool:
-        """Whether this store wrote that image's maps."""
-        return self._path(image_id).exists()
+        """Whether that image's maps were written here and are still what they were."""
+        if image_id not in self._sums:
+            return False
+        if self._whole(image_id):
+            return True
+        del self._sums[image_id]
+        if self._path(image_id).exists():
+            self.damaged.append(self._path(image_id))
+        return False
+
+    def listed(self, image_id: str) -> bool:
+        """Whether that image is done, so far as is known."""
+        return image_id in self._sums
+
+    def _whole(self, image_id: str) -> bool:
+        try:
+            with self._path(image_id).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self._sums[image_id]
+        except OSError:
+            return False
 
     def write(self, maps: AttentionMaps) -> None:
-        """Add one image's maps."""
-        write_maps(self._path(maps.image_id), maps)
+        """Add one image's maps; they count from the next `commit` on."""
+        self._pending[maps.image_id] = write_maps(self._path(maps.image_id), maps)
+
+    def commit(self) -> None:
+        """What was written is done."""
+        if self._pending:
+            if self._made is None:
+                self.begin({})
+            append_line(self.folder / FILES, json.dumps(self._pending))
+            self._sums |= self._pending
+            self._pending = {}
 
     def finish(self, about: Mapping[str, Any]) -> None:
         """Write the manifest: the store is complete."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.commit()
         write_text(self.folder / MANIFEST, json.dumps(dict(about), indent=1, ensure_ascii=False) + "\n")
 
     def _path(self, image_id: str) -> Path:
-        path = self.folder / f"{image_id}.npz"
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        parts = image_id.split("/")
+        if ".." in parts or parts[0] == "" or parts[-1] in ("", ".") or "\0" in image_id:
             raise DataError(image_id, "an image id that stays inside the output folder", repr(image_id))
-        return path
+        return self.folder / f"{image_id}.npz"
+
+
+def _table(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(path, what, error) from error
+    if not isinstance(table, dict):
+        raise DataError(path, what, type(table).__name__)
+    return table
 
 
 def expand_map_folders(name: str) -> list[Path]:
@@ -79,5 +177,6 @@ def expand_map_folders(name: str) -> list[Path]:
     folder = Path(name)
     if not name or not folder.is_dir():
         return []
-    stores = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    return stores if stores and not (folder / MANIFEST).exists() else [folder]
+    stores = sorted({path.parent for kind in (MANIFEST, FILES) for path in folder.glob(f"*/{kind}")})
+    own = (folder / MANIFEST).exists() or (folder / FILES).exists()
+    return stores if stores and not own else [folder]

@@ -192,7 +192,7 @@ def read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         if (image.height, image.width) != tuple(size):
             raise DataError(path, f"a mask of {size[1]}x{size[0]}", f"{image.width}x{image.height}")
         # Pillow spreads grey levels of 2 and 4 bits over 0..255: class 1 would become 85 or 17
-        packed = image.mode == "L" and any(str(tile[3]).startswith(("L;", "('L;")) for tile in image.tile)
+        packed = image.mode == "L" and any(str(tile[3]).startswith(("L;", "('L;")) for tile in getattr(image, "tile", ()))
         _decode(image, path)
         if image.mode not in ("P", "L", "1") or packed:
             got = "grey levels of less than 8 bits" if packed else f"mode {image.mode}"

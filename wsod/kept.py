@@ -1,0 +1,162 @@
+"""Maps kept on disk while a run computes them, so that one that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsod import __version__
+from wsod.config import plain
+from wsod.errors import MapError, WsodError
+from wsod.pipeline import Fault, iterate_maps
+from wsod.request import Run
+from wsod.store import MapStore
+from wsod.types import AttentionMaps, Sample
+
+__all__ = ["KeptMaps", "computed_maps"]
+
+Item = tuple[Sample, dict[str, Any]]
+
+
+class KeptMaps:
+    """The stores a run writes, one a method.
+
+    Args:
+        run: what is computed.
+        folder: each method's maps go to FOLDER/METHOD.
+        names: the methods whose maps are kept.
+        anew: start over where maps made otherwise are there, instead of refusing.
+        notice: called with a sentence for each damaged file found.
+
+    Raises:
+        ConfigError: where maps made otherwise are there.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        names: Collection[str],
+        *,
+        anew: bool = False,
+        notice: Callable[[str], None] | None = None,
+    ) -> None:
+        self.run, self.folder, self._notice = run, folder, notice
+        self.stores = {name: MapStore(folder / name, len(run.classes)) for name in names}
+        for name, store in self.stores.items():
+            store.begin(self._made(name), anew=anew)
+        self._batch = -1
+
+    def _made(self, name: str) -> dict[str, Any]:
+        """All that a map of that method depends on, except the machine."""
+        request, classifier = self.run.request, self.run.classifier
+        control = self.run.methods[name].is_control
+        about = {} if control or classifier is None else plain(classifier.about())
+        about.pop("loaded", None)  # where the file lies makes no difference
+        keys = ("data", "labels", "tta", "size", "target_layer")
+        options = {key: getattr(request, key) for key in keys}
+        made = {"wsod": __version__, "maps": name, "supervision": self.run.supervision(name)}
+        return {**made, "checkpoint": about, **options, "split": self.run.dataset.split}
+
+    def has(self, image_id: str, names: Collection[str]) -> bool:
+        """Whether these methods' maps of that image are there, whole."""
+        whole = bool(names) and all(self.stores[name].has(image_id) for name in names)
+        for store in self.stores.values():
+            while store.damaged:
+                path = store.damaged.pop()
+                if self._notice:
+                    self._notice(
+                        f"{path}: expected the file that was written, got another. It is made again."
+                    )
+        return whole
+
+    def read(self, sample: Sample, names: Collection[str]) -> dict[str, AttentionMaps]:
+        """These methods' maps of an image that `has` them.
+
+        Raises:
+            MapError: where the image's annotations are no longer those the maps were made for.
+        """
+        found = {name: self.stores[name].read(sample) for name in names}
+        for name, maps in found.items():
+            if self.run.request.labels == "truth" and maps.labels.tolist() != list(sample.classes):
+                got = f"maps of {maps.labels.tolist()}, of other annotations"
+                hint = f"Delete {self.folder} and run again."
+                raise MapError(f"{self.stores[name].folder}, {sample.image_id}", "its labels", got, hint)
+        return found
+
+    def add(self, index: int, found: Mapping[str, Any]) -> None:
+        """An image's maps. They count when the batch is through, all of them or none.
+
+        The maps of an image may depend, in the last bit, on the images it is computed with: a run that goes
+        on makes the batch again.
+        """
+        batch = index // self.run.request.batch_size
+        if batch != self._batch:
+            self.commit()
+        self._batch = batch
+        for name, store in self.stores.items():
+            if name in found and not store.listed(found[name].image_id):
+                store.write(found[name])
+
+    def commit(self) -> None:
+        """What was written counts."""
+        for store in self.stores.values():
+            store.commit()
+
+    def finish(self) -> None:
+        """Write the manifests: the stores are complete."""
+        self.commit()
+        run = self.run
+        for name, store in self.stores.items():
+            about = {"schema": 1, "maps": name, "supervision": run.supervision(name)}
+            about |= {"images": len(run.indices), "classes": run.classes, "config": plain(run.request)}
+            store.finish(about)
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def computed_maps(
+    run: Run, indices: Sequence[int], *, frame: int = 0, kept: KeptMaps | None = None
+) -> Iterator[Item | Fault]:
+    """Every image, in order, with the maps of the run's methods: those kept are read, the others computed.
+
+    Controls are made anew: they cost nothing, and some say more than a file holds.
+    """
+    request, methods = run.request, run.methods
+    costly = [name for name, method in methods.items() if not method.is_control]
+    cheap = {name: method for name, method in methods.items() if method.is_control}
+    done: set[int] = set()
+    if kept is not None and costly:
+        done = {index for index in indices if kept.has(run.dataset.ids[index], costly)}
+    again = iterate_maps(run.dataset, [i for i in indices if i in done], cheap, None, frame=frame)
+    computed = iterate_maps(
+        run.dataset,
+        [index for index in indices if index not in done],
+        methods,
+        run.classifier,
+        labels=request.labels,
+        device=run.device,
+        batch_size=request.batch_size,
+        threads=request.threads,
+        frame=frame,
+        tta=request.tta,
+    )
+    for index in indices:
+        if index not in done or kept is None:
+            yield next(computed)
+            continue
+        item = next(again)
+        if isinstance(item, Fault):
+            yield item
+            continue
+        try:
+            found = {**item[1], **kept.read(item[0], costly)}
+            item = item[0], {name: found[name] for name in methods if name in found}
+        except WsodError as error:
+            yield Fault(item[0].image_id, error)
+        else:
+            yield item

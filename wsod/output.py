@@ -1,0 +1,84 @@
+"""What is written: files whole or not at all, a folder by one process at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from wsod.errors import OutputError
+
+__all__ = ["append_line", "only_writer", "write_bytes", "write_text"]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: aside first, then renamed.
+
+    Raises:
+        OutputError: naming the file, where that fails; what was there before still is.
+    """
+    aside = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(content)
+            aside.replace(path)
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(path, "a file that can be written", error.strerror or error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Half characters become escapes, which JSON reads back."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file in one go. A process killed there leaves it whole or cut short, never mixed.
+
+    Raises:
+        OutputError: naming the file.
+    """
+    content = f"{line}\n".encode("utf-8", "backslashreplace")
+    try:
+        with path.open("ab", buffering=0) as file:
+            if file.write(content) != len(content):
+                raise OSError("no space left on the device")
+    except OSError as error:
+        raise OutputError(path, "a file that can be written", error.strerror or error) from error
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold an output folder, made where there is none. The system lets go of it when the process ends.
+
+    Raises:
+        OutputError: where another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(folder, "a folder that can be written", error.strerror or error) from error
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        hint = "Wait for it, or name another --out."
+        raise OutputError(folder, "a folder no one else writes to", "another process at work", hint) from None
+    except OSError:
+        return  # a file system without locks
