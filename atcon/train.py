@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import torch
 
 from atcon.build import make_classifier, make_objectives
 from atcon.config import FinetuneConfig
-from atcon.data import Batch, stream
+from atcon.data import Batch, batches, stream
 from atcon.judge import Best, evaluate_classifier, selection
 from atcon.pools import open_sources
 from atcon.run import Run
@@ -23,12 +24,15 @@ from atcon.schedules import steps_of, weights
 from atcon.stages import StageConfig
 from atcon.step import Stepper
 from atcon.world import World
+from wsod.config import bind, plain
 from wsod.errors import ConfigError
 from wsod.models import read_checkpoint
 
 __all__ = ["Event", "Progress", "finetune", "resume"]
 
 POOLS = ("labelled", "unlabelled")
+# batches that an objective may measure something on before its stage begins
+MEASURED = 8
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class _Training:
             for name, stage in config.stages.items()
         }
         used = [o for objectives in self.objectives.values() for o in objectives.values()]
-        told = [entry for objective in used for entry in objective.supervision]
+        told = [entry for objective in used for entry in objective.learned_from]
         self.classifier.supervision = tuple(dict.fromkeys((*self.classifier.supervision, *told)))
         places = {need for objective in used for need in objective.requires} & {"masks", "boxes"}
         self.pools = sources.pools(self.classifier.preprocess, config.seed, places)
@@ -139,6 +143,7 @@ class _Training:
         self.used = dict.fromkeys(POOLS, 0)
         self.best_state: dict[str, Any] = {}
         self.optimiser_state: dict[str, Any] | None = None
+        self.begun: dict[str, dict[str, Any]] = {}
         # what is drawn while training, such as dropout, differs between processes
         torch.manual_seed(config.seed + 7919 * world.rank)
         state = self.run.load_state() if resumed else None
@@ -159,7 +164,7 @@ class _Training:
                     self.classifier.network.load_state_dict(selected)
                 self.stage_number, self.step, self.best_state = self.stage_number + 1, 0, {}
                 self.used = dict.fromkeys(POOLS, 0)
-                self.optimiser_state = None
+                self.optimiser_state, self.begun = None, {}
                 self._save(None)
                 self.run.draw()
         self.world.wait()
@@ -168,6 +173,7 @@ class _Training:
     def _stage(self, name: str, stage: StageConfig, interrupted: Callable[[], bool]) -> None:
         steps, epoch = steps_of(stage, self.sizes)
         evaluate_every = stage.evaluate_every or epoch
+        self._begin(name, stage)
         take = Stepper(name, stage, steps, self.classifier, self.objectives[name], self.world)
         if self.optimiser_state is not None:
             take.optimiser.load_state_dict(self.optimiser_state)
@@ -204,6 +210,19 @@ class _Training:
                 self.run.draw()
                 raise KeyboardInterrupt
         self._tell("end", name, steps, best.metrics)
+
+    def _begin(self, name: str, stage: StageConfig) -> None:
+        """Objectives that measure something before they start do it now, or have done it before a pause."""
+        for key, objective in self.objectives[name].items():
+            if self.step:
+                found = bind(type(objective), self.begun[key], "state.pt") if key in self.begun else objective
+            else:
+                pool = self.pools[stage.objectives[key].pool]
+                first = islice(batches(pool, stage.batch), MEASURED)
+                found = objective.begun(self.classifier, (batch.to(self.world.device) for batch in first))
+                if found is not objective:
+                    self.begun[key] = plain(found)
+            self.objectives[name][key] = found
 
     def _streams(self, stage: StageConfig, seed: int) -> dict[str, Iterator[Batch]]:
         return {
@@ -245,6 +264,7 @@ class _Training:
                 "step": self.step,
                 "used": self.used,
                 "best": self.best_state,
+                "begun": self.begun,
                 "network": self.classifier.network.state_dict(),
                 "optimiser": None if optimiser is None else optimiser.state_dict(),
                 # one a process
@@ -258,6 +278,7 @@ class _Training:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.stage_number, self.step = state["stage"], state["step"]
         self.used, self.best_state = dict(state["used"]), dict(state["best"])
+        self.begun = dict(state.get("begun", {}))
         self.classifier.network.load_state_dict(state["network"])
         self.optimiser_state = state["optimiser"]
         rank = self.world.rank
