@@ -7,6 +7,7 @@ from typing import Any
 
 from wsod.metrics import Metric
 from wsod.metrics.base import Scene
+from wsod.metrics.detections import DetectionMetric
 from wsod.metrics.faithfulness import FaithfulnessMetric
 from wsod.metrics.probe import Probe
 from wsod.metrics.swept import SweptMetric
@@ -14,7 +15,7 @@ from wsod.results import Case, Row, score_fields
 from wsod.stats import bootstrap_interval
 from wsod.strata import CaseFacts, given_predicted, size_strata
 from wsod.thresholds import ChosenThreshold, ThresholdSource
-from wsod.types import AttentionMaps, Sample, Score
+from wsod.types import AttentionMaps, Sample, Score, ScoredBoxes
 
 __all__ = ["Board"]
 
@@ -48,23 +49,28 @@ class Board:
         self._lacking: set[str] = set()
         self._counted: set[str] = set()
 
+    @property
+    def scores_boxes(self) -> bool:
+        """Whether any metric scores boxes made elsewhere."""
+        return any(isinstance(metric, DetectionMetric) for metric in self.metrics.values())
+
     def prepare(self, batch: Sequence[Scene]) -> None:
         """Let every metric see a batch of images before they are counted."""
         for metric in self.metrics.values():
             metric.prepare(batch)
 
-    def measure(self, maps: AttentionMaps, sample: Sample) -> dict[str, Any]:
+    def measure(self, maps: AttentionMaps | ScoredBoxes, sample: Sample) -> dict[str, Any]:
         """What each metric finds in one image, for `count`. Changes nothing; threads may call it at once.
 
         A metric that lacks what it needs leaves the image out.
         """
         return {
-            name: metric.measure(maps, sample)
+            name: _measured(metric, maps, sample)
             for name, metric in self.metrics.items()
             if not _lacks(metric, maps, sample)
         }
 
-    def count(self, found: Mapping[str, Any], maps: AttentionMaps, sample: Sample) -> None:
+    def count(self, found: Mapping[str, Any], maps: AttentionMaps | ScoredBoxes, sample: Sample) -> None:
         """Add what `measure` found of an image."""
         for name, metric in self.metrics.items():
             if name not in found:
@@ -149,8 +155,17 @@ class Board:
         }
 
 
-def _lacks(metric: Metric, maps: AttentionMaps, sample: Sample) -> bool:
+def _measured(metric: Metric, maps: AttentionMaps | ScoredBoxes, sample: Sample) -> Any:
+    if isinstance(maps, AttentionMaps):
+        return metric.measure(maps, sample)
+    assert isinstance(metric, DetectionMetric)  # others lack maps
+    return metric.measure_boxes(maps, sample)
+
+
+def _lacks(metric: Metric, maps: AttentionMaps | ScoredBoxes, sample: Sample) -> bool:
     """Whether the metric needs what these maps or this image do not have."""
+    if isinstance(maps, ScoredBoxes) and not isinstance(metric, DetectionMetric):
+        return True
     return (
         ("ranking" in metric.needs and maps.ranking is None)
         or ("masks" in metric.needs and sample.masks is None)

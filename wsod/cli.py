@@ -33,7 +33,8 @@ def _shared(function: Any) -> Any:
                 multiple=True,
                 required=True,
                 metavar="NAME|DIR",
-                help="Map method, or a folder of maps. Repeat it: a row each.",
+                help="Map method, a folder of maps, or boxes made elsewhere (COCO results, VOC lines). "
+                "Repeat it: a row each.",
             ),
             click.option(
                 "--checkpoint",

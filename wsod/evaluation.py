@@ -75,8 +75,13 @@ def compute_maps(
         How many images were computed, and the faults (under `on_error="skip"`).
     """
     out, run = Path(out), open_run(make_request(maps, options))
-    if run.stores:
-        raise ConfigError("--maps", "method names", ", ".join(run.stores), "These maps are on disk already.")
+    if run.stores or run.detections:
+        raise ConfigError(
+            "--maps",
+            "method names",
+            ", ".join([*run.stores, *run.detections]),
+            "These maps are on disk already.",
+        )
     faults, computed = [], 0
     shown: list[Item] = []
     with only_writer(out):
@@ -148,7 +153,7 @@ def evaluate(
     count = max(len(run.classes), 1)
     boards = {
         name: Board(name, protocol.build(count, request.metrics), source, run.probe)
-        for name in (*run.methods, *run.stores)
+        for name in (*run.methods, *run.stores, *run.detections)
     }
     with nullcontext() if out is None else only_writer(out):
         kept = None if out is None else _kept(run, out, notice)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wsod.config import bind
 from wsod.data import open_dataset
 from wsod.data.dataset import Dataset
+from wsod.detectionfiles import DetectionFiles, is_detections
 from wsod.errors import ConfigError, DataError
 from wsod.pipeline import LabelRule
 from wsod.probe import ClassifierProbe
@@ -29,7 +30,7 @@ class Request:
     """What to evaluate: the options of `wsod evaluate`.
 
     Args:
-        maps: method names or folders of maps, one row each.
+        maps: method names, folders of maps, or files of boxes (`wsod.detectionfiles`), one row each.
         checkpoint: an ft.pt of `atcon finetune`, or a plain state dict (then with `arch`).
         arch: architecture of a plain state dict.
         target_layer: module path that overrides the architecture's own.
@@ -84,6 +85,7 @@ class Run:
     indices: Sequence[int]
     methods: dict[str, MapMethod] = field(default_factory=dict)
     stores: dict[str, MapStore] = field(default_factory=dict)
+    detections: dict[str, DetectionFiles] = field(default_factory=dict)
     classifier: Classifier | None = None
     probe: ClassifierProbe | None = None
     device: str = "cpu"
@@ -99,6 +101,8 @@ class Run:
         """What the row's maps were made with, beyond images."""
         if name in self.stores:
             return self.stores[name].supervision
+        if name in self.detections:
+            return self.detections[name].supervision
         method = self.methods[name]
         used = method.supervision
         if self.classifier is not None and not method.is_control:
@@ -121,6 +125,10 @@ def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
         raise DataError(request.data, "at least one image", f"none in split {dataset.split!r}")
     run = Run(request, dataset, range(count))
     for name in request.maps:
+        if is_detections(name):
+            numbers = (getattr(dataset, key, None) for key in ("image_ids", "category_ids"))
+            run.detections[name] = DetectionFiles(Path(name), dataset.ids, dataset.classes, *numbers)
+            continue
         folders = expand_map_folders(name)
         for folder in folders:
             short = len(folders) > 1 and folder.name not in run.stores
@@ -129,7 +137,7 @@ def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
             from wsod.maps import METHODS
 
             run.methods[name] = METHODS[name]
-    if not run.methods and not run.stores:
+    if not run.methods and not run.stores and not run.detections:
         raise ConfigError("--maps", "a method's name or a folder of maps", "none", "See `wsod list maps`.")
     if request.labels == "truth" and not dataset.classes:
         raise DataError(

@@ -13,12 +13,14 @@ from wsod.errors import ConfigError, DataError, WsodError
 from wsod.metrics.base import Scene
 from wsod.pipeline import Fault, LabelRule, ahead
 from wsod.request import Run
-from wsod.types import AttentionMaps, Sample
+from wsod.types import AttentionMaps, Sample, ScoredBoxes
 
 __all__ = ["Item", "Measured", "measured"]
 
 Item = tuple[Sample, dict[str, AttentionMaps]]
-Measured = dict[str, dict[str, Any]]
+Scored = AttentionMaps | ScoredBoxes
+#: by row: what was scored, and what its metrics found
+Measured = dict[str, tuple[Scored, dict[str, Any]]]
 
 
 def measured(
@@ -30,6 +32,11 @@ def measured(
     of threads, to the last bit. Metrics that ask the classifier ask it here, batch by batch.
     """
 
+    for name in run.detections:
+        if not boards[name].scores_boxes:
+            expected = "a protocol that scores boxes, such as coco-ap, voc-ap-07, corloc-voc"
+            raise ConfigError(f"--maps {name}", expected, run.request.config)
+
     def work(item: Item | Fault) -> tuple[Item, Measured] | Fault:
         if isinstance(item, Fault):
             return item
@@ -38,14 +45,18 @@ def measured(
             if run.probe is None:
                 _read(run, item)
                 _prepare(boards, [item])
-            return item, {name: boards[name].measure(one, sample) for name, one in maps.items()}
+            scored: dict[str, Scored] = {
+                **maps,
+                **{n: files.read(sample) for n, files in run.detections.items()},
+            }
+            return item, {name: (one, boards[name].measure(one, sample)) for name, one in scored.items()}
         except ConfigError:
             raise  # no image's fault
         except WsodError as error:
             return Fault(sample.image_id, error)
         finally:
-            for one in maps.values():
-                one.cache.clear()
+            for each in maps.values():
+                each.cache.clear()
 
     threads = run.request.threads
     prepared = items if run.probe is None else _asked(items, boards, run)

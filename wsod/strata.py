@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.stats import Average, group_means
-from wsod.types import AttentionMaps, Sample
+from wsod.types import AttentionMaps, Sample, ScoredBoxes
 
 __all__ = ["SIZES", "CaseFacts", "given_predicted", "size_of", "size_strata", "union_area"]
 
@@ -60,7 +60,7 @@ class CaseFacts:
     classes: int
 
     @classmethod
-    def of(cls, maps: AttentionMaps, sample: Sample, label: int) -> CaseFacts:
+    def of(cls, maps: AttentionMaps | ScoredBoxes, sample: Sample, label: int) -> CaseFacts:
         """The facts of one label of an image."""
         boxes = sample.boxes_of(label, crowd=False)
         area = union_area(boxes) / (sample.size[0] * sample.size[1]) if len(boxes) else None

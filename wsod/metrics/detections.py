@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from wsod.boxes.convert import Components, Rule, heatmap_to_boxes
 from wsod.errors import MapError
 from wsod.metrics.base import Evidence, Metric
-from wsod.types import AttentionMaps, Sample
+from wsod.types import AttentionMaps, Sample, ScoredBoxes
 
 __all__ = ["DetectionMetric", "Detections"]
 
@@ -39,7 +39,7 @@ class DetectionMetric(Metric):
     components: Components = "all"
     min_area: float = 1.0
 
-    def _measure(self, maps: AttentionMaps, sample: Sample) -> Detections:
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> Any:
         return self._detections(maps, sample)
 
     def update_boxes(self, detections: Mapping[int, Any], sample: Sample) -> dict[int, Evidence]:
@@ -49,9 +49,14 @@ class DetectionMetric(Metric):
             detections: by label `(boxes, scores)`: (n, 4) xyxy half-open in image pixels, (n,).
             sample: the image's annotations.
         """
-        self._check(sample, list(detections))
-        checked = {label: self._accepted(sample, label, *found) for label, found in detections.items()}
-        return self.count(checked, sample)
+        return self.count(
+            self.measure_boxes(ScoredBoxes(sample.image_id, sample.size, detections), sample), sample
+        )
+
+    def measure_boxes(self, boxes: ScoredBoxes, sample: Sample) -> Any:
+        """`measure` of boxes made elsewhere."""
+        self._check(sample, list(boxes.found))
+        return {label: self._accepted(sample, label, *found) for label, found in boxes.found.items()}
 
     def _detections(self, maps: AttentionMaps, sample: Sample) -> Detections:
         height, width = self.processing.size(maps)
