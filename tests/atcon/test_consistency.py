@@ -8,7 +8,7 @@ from torch import nn
 
 from atcon import consistency_loss
 from atcon.objectives import OBJECTIVES
-from atcon.objectives.consistency import soft_mask
+from atcon.objectives.masking import soft_mask
 from atcon.objectives.similarity import SIMILARITIES, squashed
 from tests.atcon.networks import mini_classifier, photos
 from tests.atcon.slow_atcon import grad_cam, guided, slow_loss

@@ -18,7 +18,7 @@ from wsod.registry import nearest
 
 __all__ = ["Classifier", "Layout", "evaluation_mode", "resolve_layer"]
 
-Layout = Literal["NCHW", "NHWC", "tokens"]
+Layout = Literal["NCHW", "NHWC", "tokens", "NCTHW"]
 Task = Literal["multiclass", "multilabel"]
 
 
@@ -70,7 +70,8 @@ class Classifier(nn.Module):
         task: `multiclass` (softmax) or `multilabel` (sigmoid).
         target_layer: path in `network` of the module whose output is the feature map.
         preprocess: how its input is made from an image.
-        layout: how that output is laid out: `NCHW`, `NHWC`, or `tokens` (N, prefix + h·w, D).
+        layout: how that output is laid out: `NCHW`, `NHWC`, `tokens` (N, prefix + h·w, D), or `NCTHW`, of
+            videos, for training objectives alone.
         prefix: tokens before the grid (class and register tokens).
         attention_layer: path in `network` of the module whose output is the head's attention, or None.
         supervision: what its training used, for the column of that name in tables.
@@ -129,18 +130,20 @@ class Classifier(nn.Module):
         }
         return {key: value for key, value in about.items() if value is not None}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) → logits (N, C), before softmax or sigmoid."""
-        return self.answers(images)[0]
+    def forward(self, images: Tensor, auxiliary: bool = False) -> Any:
+        """(N, 3, H, W) → logits (N, C), before softmax or sigmoid.
 
-    def answers(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The logits, and those of auxiliary classifiers trained with the same labels (ABN's branch)."""
+        Args:
+            images: preprocessed.
+            auxiliary: give a tuple: the logits, and those of further classifiers in the network that are
+                trained with the same labels and not asked later (ABN's branch).
+        """
         output: Any = self.network(images)
         found = (getattr(output, "logits", output), *getattr(output, "auxiliary", ()))
         for logits in found:
             if not isinstance(logits, Tensor) or logits.ndim != 2:
                 raise ModelError(self.arch, "logits of shape (N, classes)", _describe(logits))
-        return found
+        return found if auxiliary else found[0]
 
     def head_parameters(self) -> list[nn.Parameter]:
         """What did not come with the architecture: a head's own parameters, or the last layer's."""
@@ -163,6 +166,8 @@ class Classifier(nn.Module):
             # a LayerNorm or attention block inside an NHWC network; its convolutions give NCHW
             if self.layout == "NHWC" and not self._gives_nchw():
                 return features.permute(0, 3, 1, 2)
+            return features
+        if features.ndim == 5 and self.layout == "NCTHW":
             return features
         if features.ndim == 3:
             shape = self._token_grid(features.shape[1] - self.prefix)
