@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from atcon.experiments.base import Measure
@@ -31,7 +32,7 @@ def plot_differences(path: Path, measures: Sequence[Measure], differences: Seque
     if not shown:
         return
     height = 1.2 + 0.28 * len(rows)
-    figure = Figure(figsize=(2.0 + 2.3 * len(shown), height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.0 + 1.7 * len(shown), height), dpi=110, layout="constrained")
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axis, measure in zip(axes, shown, strict=True):
         factor = 100.0 if measure.percent else 1.0
@@ -47,8 +48,8 @@ def plot_differences(path: Path, measures: Sequence[Measure], differences: Seque
             axis.plot([low, high], [y, y], color=colour, linewidth=1.6)
             axis.plot(seeds, [y] * len(seeds), ".", color=colour, markersize=3.5, alpha=0.5)
             axis.plot(factor * found.difference, y, "o", color=colour, markersize=4.5)
-        axis.set_title(measure.heading, fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.set_title(fill(measure.heading, 20), fontsize=8)
+        axis.tick_params(labelsize=7, left=False)
         axis.set_xlabel("difference, points" if measure.percent else "difference", fontsize=7)
         for side in ("top", "right", "left"):
             axis.spines[side].set_visible(False)

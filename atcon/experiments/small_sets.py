@@ -98,6 +98,7 @@ class SmallSets(Experiment):
         Measure("area", "foreground by ATCON's rule"),
     )
 
+    data: str = "shapes:count=400"
     sizes: tuple[int, ...] = (2, 4, 8, 12, 16)
     methods: tuple[str, ...] = ("atcon", "combining", "bce")
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
