@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from wsod.report.console import console
+from wsod.report.console import console, progress_bar, warn
 
 __all__ = ["COMMANDS", "FORMAT", "PUBLISHED"]
 
@@ -99,4 +99,39 @@ def compare(
             print_changes(console(), one, top)
 
 
-COMMANDS = (table, compare)
+@click.command()
+@RUNS
+@click.option("--out", type=FILE, required=True, metavar="FILE.html", help="The page, one file.")
+@click.option(
+    "--cases",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="How many are shown: the worst, the best, others at random.",
+)
+@click.option("--metric", metavar="NAME", help="By whose case scores; the first metric's if not given.")
+@click.option("--data", metavar="SPEC", help="Where the data set is now, if not where the run found it.")
+@PUBLISHED
+def report(
+    runs: tuple[Path, ...], out: Path, cases: int, metric: str | None, data: str | None, published: bool
+) -> None:
+    """Write runs as one HTML page: scores, curves, classes, and a gallery of cases.
+
+    \b
+    wsod evaluate --maps gradcam --checkpoint ft.pt --out runs/a --save-maps
+    wsod report runs/a --out report.html
+
+    Pictures need the maps, so evaluate with --save-maps; the page says which are missing.
+    """
+    from wsod.report.page import write_report
+
+    with progress_bar("drawing cases") as progress:
+        warnings = write_report(
+            runs, out, cases=cases, metric=metric, data=data, published=published, progress=progress
+        )
+    for text in warnings:
+        warn(text)
+    console().print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False)
+
+
+COMMANDS = (table, compare, report)

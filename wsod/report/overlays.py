@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -17,7 +16,7 @@ from wsod.boxes.convert import heatmap_to_boxes
 from wsod.scoremaps import MapProcessing
 from wsod.types import AttentionMaps, Sample
 
-__all__ = ["overlay", "save_overlays"]
+__all__ = ["drawn_processing", "overlay", "save_overlays"]
 
 TRUTH, CLAIM = (0, 230, 118), (255, 64, 129)
 PANEL = 320  # pixels: the longer side of a panel
@@ -101,8 +100,7 @@ def save_overlays(
     """Write FOLDER/METHOD/IMAGE_CLASS.png for the first `limit` cases of each method; returns the paths."""
     drawn: dict[str, int] = {}
     paths = []
-    # pictures are of the image, whatever frame the protocol scores in
-    shown = MapProcessing(resize=processing.resize, normalise=_drawable(processing), order=processing.order)
+    shown = drawn_processing(processing)
     for sample, image, maps in items:
         for name, one in maps.items():
             for k, label in enumerate(one.labels):
@@ -122,5 +120,7 @@ def save_overlays(
     return paths
 
 
-def _drawable(processing: MapProcessing) -> Any:
-    return "minmax" if processing.normalise == "none" else processing.normalise
+def drawn_processing(processing: MapProcessing) -> MapProcessing:
+    """How maps are made scores for pictures: of the whole image, whatever frame the protocol scores in."""
+    normalise = "minmax" if processing.normalise == "none" else processing.normalise
+    return MapProcessing(resize=processing.resize, normalise=normalise, order=processing.order)
