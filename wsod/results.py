@@ -8,8 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,8 @@ from wsod.types import Score
 
 __all__ = ["Case", "Result", "Row", "provenance", "score_fields"]
 
-SCHEMA = 1
+SCHEMA = 2
+FIELDS = ("interval", "best_threshold", "per_class", "strata", "given_predicted", "thresholds", "curve")
 
 
 @dataclass(frozen=True)
@@ -88,32 +89,88 @@ class Result:
 
     @classmethod
     def load(cls, directory: Path) -> Result:
-        """Read a run back.
+        """Read a run back. One of an older schema is read as if written today.
 
         Raises:
-            DataError: naming the file, where it is missing, broken or of another schema.
+            DataError: naming the file, where it is missing, broken or of a newer schema.
         """
         path = directory / "result.json" if directory.is_dir() else directory
         try:
             table = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(path, "a result.json written by `wsod evaluate --out`", error) from error
-        if not isinstance(table, dict) or table.get("schema") != SCHEMA:
-            got = table.get("schema") if isinstance(table, dict) else type(table).__name__
-            raise DataError(path, f"schema {SCHEMA}", repr(got))
-        cases_path = path.parent / "cases.jsonl"
-        cases: list[Case] = []
+        schema = table.get("schema") if isinstance(table, dict) else type(table).__name__
+        if type(schema) is not int or not 1 <= schema <= SCHEMA:
+            newer = type(schema) is int and schema > SCHEMA
+            hint = "It was written by a newer version; install that one." if newer else ""
+            raise DataError(path, f"schema 1 to {SCHEMA}", repr(schema)[:60], hint)
         try:
-            rows = tuple(Row(row["maps"], tuple(row["supervision"]), row["scores"]) for row in table["rows"])
-            loaded = cls(table["config"], table["provenance"], rows, tuple(table["skipped"]))
-        except (KeyError, TypeError) as error:
-            raise DataError(path, "rows, config and provenance", f"{type(error).__name__} {error}") from error
-        if cases_path.exists():
-            try:
-                cases = [Case(**json.loads(line)) for line in cases_path.read_text("utf-8").splitlines()]
-            except (ValueError, TypeError) as error:
-                raise DataError(cases_path, "a line of JSON a case", error) from error
-        return replace(loaded, cases=tuple(cases))
+            for old in range(schema, SCHEMA):
+                _MIGRATIONS[old](table)
+            rows = tuple(_row(row) for row in table["rows"])
+            config, about = _is(dict, table["config"]), _is(dict, table["provenance"])
+            skipped = tuple(_is(dict, one) for one in _is(list, table["skipped"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            got = f"{type(error).__name__} {error}"[:200]
+            raise DataError(path, "rows, config and provenance", got) from error
+        return cls(config, about, rows, skipped, _cases(path.parent / "cases.jsonl"))
+
+
+def _is(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{str(value)[:40]!r} where a {kind.__name__} belongs")
+    return value
+
+
+def _number(value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{str(value)[:40]!r} where a number belongs")
+
+
+def _row(table: Any) -> Row:
+    """A row of result.json, its types checked: what prints it trusts them."""
+    scores = _is(dict, _is(dict, table)["scores"])
+    for score in scores.values():
+        _number(_is(dict, score)["value"])
+        for name in ("count", "skipped"):
+            _is(int, score[name])
+        for bound in _is(list, score["interval"] or []):
+            _number(bound)
+        for value in _is(dict, score["per_class"] or {}).values():
+            _number(value)
+    used = tuple(_is(str, word) for word in _is(list, table["supervision"]))
+    return Row(_is(str, table["maps"]), used, scores)
+
+
+def _cases(path: Path) -> tuple[Case, ...]:
+    if not path.exists():
+        return ()
+    cases = []
+    try:
+        for line in path.read_text("utf-8").split("\n"):
+            if line:
+                case = Case(**json.loads(line))
+                for text in (case.maps, case.image, case.label):
+                    _is(str, text)
+                for value in _is(dict, case.scores).values():
+                    _number(value)
+                cases.append(case)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DataError(path, "a line of JSON a case", str(error)[:200]) from error
+    return tuple(cases)
+
+
+def _from_1(table: dict[str, Any]) -> None:
+    """Schema 1 left out what a metric had nothing for, and did not always count what was left out."""
+    for row in table["rows"]:
+        for score in row["scores"].values():
+            for name in FIELDS:
+                score.setdefault(name, None)
+            score.setdefault("skipped", 0)
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1}
+"""By schema: what makes a table of it one of the next."""
 
 
 def score_fields(
