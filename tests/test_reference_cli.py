@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import needs_shared
 from tests.data.files import write_mask
 from tests.metrics.reference import group
+from tests.metrics.test_reference_boxes import WRONG
+from tests.metrics.test_reference_pixels import GUIDED, QUANTUS
 from tests.reference_files import (
     case_scores,
     evaluate,
@@ -151,6 +153,9 @@ def test_topk_loc(tmp_path: Path, run: int) -> None:
         assert list(case_scores(scores, ours).values()) == wanted["per_image"][f"loc_{theirs}"]
         close(scores[ours]["value"], wanted["means"][f"loc_{theirs}"])
         assert scores[ours]["count"] == len(names)
+        if ours == "top1_loc":
+            for theirs_, ours_ in WRONG.items():
+                assert scores[ours][ours_] * len(names) == pytest.approx(wanted["wrong_details"][theirs_])
 
 
 def pointing_on(
@@ -200,8 +205,10 @@ def test_pointing_voc(tmp_path: Path, subset: str) -> None:
     protocol = "pointing-voc07" if subset == "all" else "pointing-voc07-difficult"
     pointing_on(tmp_path, data, maps, protocol, wanted[subset], pairs, **options)
     config = write_protocol(tmp_path / "center.toml", protocol, "pointing_game", **options)
-    score = evaluate(tmp_path, "center", data, config)["pointing_game"]
-    center = wanted[f"center_{subset}"]
+    scores = evaluate(tmp_path, "center", data, config)
+    score, center = scores["pointing_game"], wanted[f"center_{subset}"]
+    played = case_scores(scores, "pointing_game")
+    assert [{0.0: -1, 1.0: 1, None: 0}[played.get(pair[:2])] for pair in pairs] == center["results"]
     close(score["value"], center["accuracy"])
     assert score["count"] == sum(center["hits"]) + sum(center["misses"])
     for name, accuracy in score["per_class"].items():
@@ -297,23 +304,17 @@ def test_miou_atcon(tmp_path: Path) -> None:
     images: dict[str, Any] = {}
     for k, (image, target) in enumerate(zip(inputs["images"], expected["target_class"], strict=True)):
         images[f"{k:06d}"] = image["size_wh"], image["objects"]
-        save_map(tmp_path / "maps", f"{k:06d}", {VOC_CLASSES.index(target): arrays[image["cam"]]})
+        for folder, name in (("maps", "cam"), ("guided", "guided")):
+            save_map(tmp_path / folder, f"{k:06d}", {VOC_CLASSES.index(target): arrays[image[name]]})
     data = write_devkit(tmp_path, images)
     scores = evaluate(tmp_path, tmp_path / "maps", data, "miou-atcon", "--labels", "stored")
     assert list(case_scores(scores, "miou_atcon").values()) == expected["iou_gradcam"]
     close(scores["miou_atcon"]["value"], expected["miou_gradcam"])
-
-
-QUANTUS: dict[str, tuple[str, dict[str, Any]]] = {
-    "AttributionLocalisation": ("attribution_localization", {}),
-    "AttributionLocalisation_positive": ("attribution_localization", {"values": "positive"}),
-    "RelevanceMassAccuracy": ("relevance_mass", {}),
-    "RelevanceMassAccuracy_abs": ("relevance_mass", {"values": "absolute"}),
-    "RelevanceRankAccuracy": ("relevance_rank", {}),
-    "TopKIntersection_k200": ("topk_intersection", {"k": 200}),
-    "AUC": ("auc", {}),
-    "PointingGame": ("pointing_game", {}),
-}
+    for claim, theirs in GUIDED.items():
+        config = write_protocol(tmp_path / f"{claim}.toml", "miou-atcon", "miou_atcon", claim=claim)
+        scores = evaluate(tmp_path, tmp_path / "guided", data, config, "--labels", "stored")
+        assert list(case_scores(scores, "miou_atcon").values()) == expected["other"][theirs]
+        close(scores["miou_atcon"]["value"], expected["other_mean"][theirs])
 
 
 @pytest.mark.parametrize("name", QUANTUS)
@@ -326,7 +327,7 @@ def test_quantus(tmp_path: Path, name: str) -> None:
     (tmp_path / "data" / "classes.txt").write_text("object\n")
     ours, options = QUANTUS[name]
     config: object = "quantus"
-    if options:
+    if options and ours != "pointing_game":  # the protocol's own options
         config = write_protocol(tmp_path / "variant.toml", "quantus", ours, **options)
     scores = evaluate(tmp_path, tmp_path / "maps", f"folder:{tmp_path / 'data'}", config)
     close(list(case_scores(scores, ours).values()), expected["scores"][name])

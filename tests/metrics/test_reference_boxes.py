@@ -10,7 +10,9 @@ import pytest
 
 from tests.conftest import needs_shared
 from tests.metrics.reference import folder, group, maps_of
+from wsod.boxes import iou, threshold_sweep
 from wsod.metrics import METRICS, GTKnownLoc, MaxBoxAcc, MaxBoxAccV2, Metric, Top1Loc, Top5Loc
+from wsod.metrics.truth import boxes_in_frame
 from wsod.scoremaps import MapProcessing
 from wsod.types import Sample
 
@@ -130,6 +132,17 @@ def topk_samples() -> list[tuple[dict[str, Any], Sample]]:
     return samples
 
 
+#: TS-CAM's names of what becomes of an image, and ours
+WRONG = {
+    "right": "right",
+    "cls_wrong": "wrong_class",
+    "multi_instance": "several_objects",
+    "part": "part",
+    "more": "more",
+    "wrong": "elsewhere",
+}
+
+
 @pytest.mark.parametrize("run", range(8))
 def test_topk_loc(run: int) -> None:
     inputs, arrays, expected = group("topk_loc")
@@ -150,10 +163,25 @@ def test_topk_loc(run: int) -> None:
     for i, (image, sample) in enumerate(topk_samples()):
         cams = arrays[image["cams"]].astype(wanted["cam_dtype"])
         ranking = np.argsort(-np.array(image["logits"]), kind="stable")
+        maps = maps_of(sample, cams, range(len(cams)), ranking)
+        assert ranking[:5].tolist() == expected["top5_idx"][i]
+        boxes = [
+            threshold_sweep(processing.score(maps, label).scores).largest_at(wanted["cam_thr"])[0].tolist()
+            for label in (image["label"], *ranking[:5].tolist())
+        ]
+        assert boxes[0] == wanted["gt_known_box"][i]
+        if wanted["top5_boxes"]:  # listed once a type of number
+            assert boxes[1:] == wanted["top5_boxes"][i]
+        truth = boxes_in_frame(sample.boxes, sample.size, (224, 224), "tscam")
+        assert truth.ravel().tolist() == expected["gt_boxes_224"][i]
+        assert iou(boxes[0], truth, 1).max() == pytest.approx(wanted["gt_known_iou"][i], rel=1e-12)
         maps = maps_of(sample, cams[image["label"]], [image["label"]], ranking)
         for name, metric in metrics.items():
             evidence = metric.update(maps, sample)
             assert float(np.asarray(evidence[image["label"]]).ravel()[0]) == wanted["per_image"][name][i]
+    shares = metrics["loc_top1"].compute().extra
+    for theirs, ours in WRONG.items():
+        assert shares[ours] * len(inputs["images"]) == pytest.approx(wanted["wrong_details"][theirs])
     for name, metric in metrics.items():
         np.testing.assert_allclose(metric.compute().value, wanted["means"][name], rtol=1e-12)
         assert metric.supervision == ()

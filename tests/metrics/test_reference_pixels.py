@@ -9,7 +9,9 @@ import pytest
 
 from tests.conftest import needs_shared
 from tests.metrics.reference import PairOfMasks, SemanticTruth, group, maps_of
+from wsod.errors import ConfigError
 from wsod.metrics import METRICS, MIoU, MIoUATCON, PointingGame, PxAP
+from wsod.metrics.miou_atcon import claimed
 from wsod.scoremaps import MapProcessing
 from wsod.types import Sample
 
@@ -123,6 +125,22 @@ def test_miou_atcon() -> None:
         ious.append(metric.update(maps_of(sample, arrays[image["cam"]], [label]), sample)[label])
     assert ious == expected["iou_gradcam"]
     np.testing.assert_allclose(metric.compute().value, expected["miou_gradcam"], rtol=1e-12)
+
+
+#: ways to score a guided backpropagation map, and the vectors' names of them
+GUIDED = {"guided": "guidedbackprop_bbox", "guided-box": "bbox_gb_bbox", "mask": "mask_bbox"}
+
+
+def test_miou_atcon_of_guided_backpropagation() -> None:
+    inputs, arrays, expected = group("miou_atcon")
+    pairs = {"guided": "gradcam_guidedbackprop", "guided-box": "gradcam_guidedbackprop_bbox"}
+    for claim, name in pairs.items():
+        for image, counts in zip(inputs["images"], expected["other_counts"][name], strict=True):
+            first, second = claimed(arrays[image["cam"]]), claimed(arrays[image["guided"]], claim)  # type: ignore[arg-type]
+            found = [(first & second).sum(), (first | second).sum(), first.sum(), second.sum()]
+            assert found == counts
+    with pytest.raises(ConfigError, match="miou_atcon: claim"):
+        MIoUATCON(classes=1, claim="box")  # type: ignore[arg-type]
 
 
 QUANTUS: dict[str, tuple[str, dict[str, Any]]] = {
