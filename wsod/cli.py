@@ -195,6 +195,22 @@ def list_command(kind: str | None, markdown: bool) -> None:
             console().print(listing.table())
 
 
+@main.command()
+@click.option("--maps", "methods", multiple=True, default=("cam",), show_default=True, metavar="NAME")
+@click.option("--checkpoint", type=FILE, required=True, help="ft.pt, or a plain state dict (with --arch).")
+@click.option("--arch", help="Architecture of a plain state dict.")
+@click.option("--target-layer", metavar="PATH", help="Module whose output is mapped.")
+@click.option("--size", type=click.IntRange(min=8), help="Input side in pixels.")
+@click.option("--out", type=FILE, required=True, help="The .onnx file.")
+def export(methods: tuple[str, ...], checkpoint: Path, out: Path, **options: Any) -> None:
+    """Write a classifier and its maps as one ONNX graph, for maps that need no gradient."""
+    from wsod.maps.export import export_onnx
+    from wsod.models import load_classifier
+
+    outputs = export_onnx(load_classifier(checkpoint, **options), out, methods)
+    console().print(f"written: {out}; images → {', '.join(outputs)}", markup=False)
+
+
 @main.group(cls=Group)
 def data() -> None:
     """Data sets: check, export, download."""
