@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,13 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from atcon.config import ModelConfig, StageConfig
 from atcon.objectives import OBJECTIVES, Objective
 from atcon.pools import Sources
+from atcon.transforms import TRANSFORMS, Transform
 from wsod.config import bind
 from wsod.errors import CheckpointError, ConfigError
-from wsod.models import Classifier, build_classifier, load_classifier
+from wsod.models import Classifier, Preprocess, build_classifier, load_classifier
 from wsod.models.checkpoint import is_checkpoint, load_file
-from wsod.models.final import final_layer
+from wsod.models.heads import HeadNetwork
 
-__all__ = ["make_classifier", "make_objectives", "make_optimiser", "set_mode"]
+__all__ = ["make_classifier", "make_objectives", "make_optimiser", "make_transforms", "set_mode"]
 
 
 def make_classifier(config: ModelConfig, sources: Sources) -> Classifier:
@@ -34,11 +36,7 @@ def make_classifier(config: ModelConfig, sources: Sources) -> Classifier:
         if is_checkpoint(contents):
             known = tuple(contents["classes"])
             if known == classes and config.arch in ("", contents["arch"]):
-                classifier = load_classifier(
-                    config.weights, arch=config.arch or None, target_layer=target, size=size
-                )
-                classifier.task = task
-                return classifier
+                return _continued(config, contents, sources)
             if not config.arch:
                 raise CheckpointError(
                     config.weights,
@@ -54,10 +52,47 @@ def make_classifier(config: ModelConfig, sources: Sources) -> Classifier:
         config.arch or "smallnet",
         classes,
         task=task,
-        head=config.head,
+        head=config.head or "linear",
+        head_options=config.head_options,
+        blocks=config.blocks,
         weights=config.weights,
         target_layer=target,
         size=size,
+    )
+
+
+def _continued(config: ModelConfig, contents: Mapping[str, Any], sources: Sources) -> Classifier:
+    """The classifier of a checkpoint for the same classes; or another head, or blocks, on its trunk."""
+    task = sources.train.task
+    target, size = config.target_layer or None, config.size or None
+    same = config.head in ("", contents["head"]) and all(
+        not said or said == contents.get(name, {})
+        for name, said in (("head_options", config.head_options), ("blocks", config.blocks))
+    )
+    if same:
+        found = load_classifier(config.weights, arch=config.arch or None, target_layer=target, size=size)
+        found.task = task
+        if isinstance(found.network, HeadNetwork):
+            found.network.multilabel = task == "multilabel"
+        return found
+    if contents["head"] != "linear" or contents.get("blocks"):
+        raise CheckpointError(
+            config.weights,
+            "a checkpoint with the head linear, to put another on its trunk",
+            contents["head"],
+            "Leave out head, head_options and blocks to go on with this one.",
+        )
+    return build_classifier(
+        contents["arch"],
+        sources.train.classes,
+        task=task,
+        head=config.head or "linear",
+        head_options=config.head_options,
+        blocks=config.blocks,
+        weights=config.weights,
+        target_layer=target,
+        size=size,
+        preprocess=bind(Preprocess, contents["preprocess"], config.weights),
     )
 
 
@@ -96,13 +131,29 @@ def make_objectives(
                 )
             if need != "second_order" and need not in offered:
                 raise ConfigError(f"stage {name}, objective {key}", f"training images with {need}", "none")
+        mixing = [kind for kind in stage.transforms if TRANSFORMS[kind].mixes]
+        if mixing and not objective.takes_mixed and objective.requires & {"labels", "masks", "boxes"}:
+            raise ConfigError(
+                f"stage {name}, objective {key}",
+                "images of one label set each",
+                f"images mixed by {mixing[0]}",
+                f"It reads what an image shows; leave transforms.{mixing[0]} out.",
+            )
         objectives[key] = objective
     return objectives
 
 
+def make_transforms(name: str, stage: StageConfig) -> list[Transform]:
+    """What is done to a stage's batches, in the order it was said."""
+    found: list[Transform] = []
+    for kind, options in stage.transforms.items():
+        found.append(bind(TRANSFORMS[kind], options, f"stage {name}, transform {kind}"))
+    return found
+
+
 def make_optimiser(stage: StageConfig, classifier: Classifier) -> torch.optim.Optimizer:
     """Adam (with `weight_decay`, AdamW); trunk and head with their own learning rates, 0 = left out."""
-    head = list(final_layer(classifier.network)[1].parameters())
+    head = classifier.head_parameters()
     in_head = {id(parameter) for parameter in head}
     trunk = [p for p in classifier.parameters() if id(p) not in in_head]
     rates = (stage.lr, stage.lr if stage.head_lr is None else stage.head_lr)

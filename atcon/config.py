@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -92,14 +92,19 @@ class ModelConfig:
         arch: architecture; empty = that of an `ft.pt` given as `weights`, else smallnet.
         weights: `none` (random), `default` (the architecture's published ones), or a file: a checkpoint of
             ours (architecture, classes and preprocessing come from it) or a plain state dict.
-        head: classification head.
+        head: classification head; empty = that of an `ft.pt` given as `weights`, else linear. A head that the
+            `ft.pt` has not is put on its trunk.
+        head_options: of the head.
+        blocks: what the trunk's features pass through, by name, with options.
         size: side of the input image; 0 = the architecture's.
         target_layer: module path of the layer attention is taken from; empty = the architecture's.
     """
 
     arch: str = ""
     weights: str = "none"
-    head: str = "linear"
+    head: str = ""
+    head_options: dict[str, Any] = field(default_factory=dict)
+    blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     size: int = 0
     target_layer: str = ""
 

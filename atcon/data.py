@@ -37,6 +37,8 @@ class Batch:
         has_mask: (N,) bool, whether the image has pixel truth (else its masks are empty); with `masks`.
         boxes: one (n, 5) float32 an image, rows x0, y0, x1, y1 in input pixels, half-open, and label; None
             where no objective needs boxes.
+        partners: as `targets`, of the image that was mixed into each; None where none were mixed.
+        share: (N,) float32, how much of each image is its own; with `partners`.
     """
 
     images: Tensor
@@ -46,6 +48,8 @@ class Batch:
     void: Tensor | None = None
     has_mask: Tensor | None = None
     boxes: tuple[Tensor, ...] | None = None
+    partners: Tensor | None = None
+    share: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

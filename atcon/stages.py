@@ -66,6 +66,7 @@ class StageConfig:
         evaluate_every: steps between evaluations; 0 = once an epoch.
         save_every: steps between saved training states; 0 = at every evaluation.
         select: what chooses `ft.pt`: a metric (`auto` = mAP, or top1 for single-label data), or `last`.
+        transforms: what is done to every batch before the objectives see it, by name, with options.
         patience: stop after so many evaluations in a row in which that metric did not rise; 0 = never.
     """
 
@@ -88,6 +89,7 @@ class StageConfig:
     save_every: int = 0
     select: Literal["auto", "mAP", "macro_f1", "top1", "last"] = "auto"
     patience: int = 0
+    transforms: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(bool(self.objectives), "objectives", "at least one", "none")

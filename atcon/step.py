@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atcon.build import make_optimiser, set_mode
+from atcon.build import make_optimiser, make_transforms, set_mode
 from atcon.data import Batch
 from atcon.objectives import Objective
 from atcon.schedules import learning_rate
@@ -46,6 +46,7 @@ class Stepper:
         self.name, self.stage, self.steps, self.world = name, stage, steps, world
         self.classifier, self.objectives = classifier, objectives
         self.optimiser = make_optimiser(stage, classifier)
+        self.transforms = make_transforms(name, stage)
         layout = torch.channels_last if stage.channels_last else torch.contiguous_format
         cast(Any, classifier).to(memory_format=layout)
         self._called = torch.compile(classifier) if stage.compile else classifier
@@ -73,6 +74,7 @@ class Stepper:
         self.optimiser.zero_grad(set_to_none=True)
         nothing = torch.zeros((), device=self.world.device)
         scalars: dict[str, Tensor] = {"stop": nothing + stop}
+        batches = {pool: (self._varied(batch), whole) for pool, (batch, whole) in batches.items()}
         for key, weight in active.items():
             objective = self.objectives[key]
             batch, whole = batches[self.stage.objectives[key].pool]
@@ -99,6 +101,11 @@ class Stepper:
         self.optimiser.step()
         asked = values.pop("stop") > 0
         return {"lr": self.optimiser.param_groups[0]["lr"], **values}, asked
+
+    def _varied(self, batch: Batch) -> Batch:
+        for transform in self.transforms:
+            batch = transform(batch)
+        return batch
 
     def _backward(
         self, objective: Objective, batch: Batch, whole: int, weight: float, step: int

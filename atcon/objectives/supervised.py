@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,6 +37,9 @@ def supervised_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float =
 class Supervised(Objective):
     """Cross-entropy with the image labels: one sigmoid a class for multi-label data, else a softmax.
 
+    Of images mixed with others, share · loss(own labels) + (1 - share) · loss(the other's). A network with
+    auxiliary classifiers (ABN's branch) has the sum over all of them.
+
     Args:
         label_smoothing: the truth is moved by this fraction towards indifference.
     """
@@ -45,7 +49,28 @@ class Supervised(Objective):
     name: ClassVar[str] = "supervised"
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})
     supervision: ClassVar[tuple[str, ...]] = ("image labels",)
+    takes_mixed: ClassVar[bool] = True
 
     def __call__(self, classifier: Classifier, batch: Batch, step: int) -> dict[str, Tensor]:
-        logits = classifier(batch.images).float()
-        return {self.name: supervised_loss(logits, batch.targets, label_smoothing=self.label_smoothing)}
+        found = [self._loss(logits.float(), batch) for logits in classifier(batch.images, auxiliary=True)]
+        scalars = {self.name: torch.stack(found).sum()}
+        if len(found) > 1:
+            # the answer's own, beside the sum that is trained
+            scalars[f"{self.name}/logits"] = found[0].detach()
+        return scalars
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        smooth = self.label_smoothing
+        if batch.partners is None or batch.share is None:
+            return supervised_loss(logits, batch.targets, label_smoothing=smooth)
+        # of each image alone, since each has its own share
+        rows = [
+            share * supervised_loss(row, own, label_smoothing=smooth)
+            + (1 - share) * supervised_loss(row, other, label_smoothing=smooth)
+            for row, own, other, share in zip(
+                *(values[:, None] for values in (logits, batch.targets, batch.partners)),
+                batch.share,
+                strict=True,
+            )
+        ]
+        return torch.stack(rows).mean()

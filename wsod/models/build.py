@@ -53,6 +53,7 @@ def build_classifier(
     weights: str | Path = "none",
     target_layer: str | None = None,
     size: int | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Classifier:
     """A classifier to train, in training mode.
 
@@ -69,6 +70,7 @@ def build_classifier(
         target_layer: path of the module whose output maps are made of; None = the architecture's default.
         size: input side in pixels; None = what the published weights were evaluated with. Position
             embeddings of a ViT are interpolated to it.
+        preprocess: how its input is made; None = as for the published weights.
 
     Raises:
         ConfigError: for an unknown architecture or head, or no classes.
@@ -87,6 +89,7 @@ def build_classifier(
         blocks or {},
         target_layer,
         size,
+        preprocess,
     )
     architecture, network = plan.bare()
     if str(weights) == "none":
@@ -146,7 +149,11 @@ def load_classifier(
         return _wrap(network, arch, classes, target_layer, size).to(device)
     contents = load_file(source)
     if is_checkpoint(contents):
-        classifier = _from_checkpoint(read_checkpoint(source), source, arch, classes, target_layer, size)
+        try:
+            classifier = _from_checkpoint(read_checkpoint(source), source, arch, classes, target_layer, size)
+        except (ConfigError, ModelError) as error:  # of a name in it that is not known here
+            where = f"{source}: {error.where}"
+            raise type(error)(where, error.expected, error.got, error.hint) from error
     elif arch is None:
         raise CheckpointError(
             source, "a checkpoint of atcon", "weights without an architecture", "Pass --arch NAME as well."

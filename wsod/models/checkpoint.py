@@ -31,6 +31,17 @@ __all__ = [
 ]
 
 _FORMAT = "wsod-checkpoint-1"
+_PARTS = {
+    "arch": str,
+    "head": str,
+    "head_options": dict,
+    "blocks": dict,
+    "classes": list,
+    "task": str,
+    "target_layer": str,
+    "preprocess": dict,
+    "state": dict,
+}
 
 
 def save_checkpoint(
@@ -175,6 +186,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     missing = {"arch", "head", "classes", "task", "target_layer", "preprocess", "state"} - contents.keys()
     if missing:
         raise CheckpointError(path, "all parts of a checkpoint", "none of " + ", ".join(sorted(missing)))
+    for key, kind in _PARTS.items():
+        if key in contents and not isinstance(contents[key], kind):
+            got = type(contents[key]).__name__
+            raise CheckpointError(f"{path}: {key}", f"a value of type {kind.__name__}", got)
+    if contents["task"] not in ("multiclass", "multilabel"):
+        raise CheckpointError(f"{path}: task", "multiclass or multilabel", repr(contents["task"])[:60])
+    if not contents["classes"] or not all(isinstance(name, str) for name in contents["classes"]):
+        raise CheckpointError(f"{path}: classes", "names", repr(contents["classes"])[:60])
     return contents
 
 
@@ -186,13 +205,17 @@ def bare_state(contents: Mapping[str, Any], keys: Collection[str], where: object
         keys: the network's own; a prefix comes off only where none of them is in the file.
         where: names the file in messages.
     """
-    for key in ("state", "state_dict", "model_state_dict", "model"):
-        inner = contents.get(key)
-        if isinstance(inner, Mapping):
-            return bare_state(inner, keys, where)
+    for _ in range(4):  # a table may hold itself
+        inner = [contents.get(key) for key in ("state", "state_dict", "model_state_dict", "model")]
+        contents = next((table for table in inner if isinstance(table, Mapping)), contents)
     state = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(where, "weights", f"no tensors, but: {', '.join(map(str, contents))}"[:200])
+    for key, value in state.items():
+        odd = value.is_complex() or value.is_quantized or value.layout != torch.strided or value.is_meta
+        if odd or not torch.isfinite(value).all():
+            got = f"{value.dtype}" if odd else "NaN or infinity"
+            raise CheckpointError(f"{where}: {key}"[:300], "finite real weights", got)
     for prefix in ("module.", "model.", "network.", "module."):
         if not any(key in keys for key in state) and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
