@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atcon.config import FinetuneConfig, load_config
-    from atcon.objectives import OBJECTIVES, consistency_loss, supervised_loss
+    from atcon.objectives import OBJECTIVES, consistency_loss, layer_attention_loss, supervised_loss
     from atcon.train import finetune
 
 # where each public name lives; imported on first use, so that `import atcon` stays free of torch
@@ -16,6 +16,7 @@ _HOMES = {
     "FinetuneConfig": "atcon.config",
     "consistency_loss": "atcon.objectives",
     "finetune": "atcon.train",
+    "layer_attention_loss": "atcon.objectives",
     "load_config": "atcon.config",
     "supervised_loss": "atcon.objectives",
 }
@@ -25,6 +26,7 @@ __all__ = [
     "FinetuneConfig",
     "consistency_loss",
     "finetune",
+    "layer_attention_loss",
     "load_config",
     "supervised_loss",
 ]

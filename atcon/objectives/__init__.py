@@ -7,6 +7,7 @@ from atcon.objectives.cam_loss import CamLoss, cam_loss
 from atcon.objectives.consistency import Consistency, consistency_loss
 from atcon.objectives.gain import Gain, gain_loss
 from atcon.objectives.isnet import ISNet, isnet_loss
+from atcon.objectives.layer_attention import LayerAttention, layer_attention_loss
 from atcon.objectives.rrr import RRR, rrr_loss
 from atcon.objectives.supervised import Supervised, supervised_loss
 from wsod.registry import Registry
@@ -18,10 +19,12 @@ __all__ = [
     "consistency_loss",
     "gain_loss",
     "isnet_loss",
+    "layer_attention_loss",
     "rrr_loss",
     "supervised_loss",
 ]
 
 OBJECTIVES: Registry[type[Objective]] = Registry(
-    "objective", {entry.name: entry for entry in (Supervised, Consistency, ISNet, RRR, Gain, CamLoss)}
+    "objective",
+    {entry.name: entry for entry in (Supervised, Consistency, LayerAttention, ISNet, RRR, Gain, CamLoss)},
 )

@@ -50,6 +50,11 @@ def _backward(rule: Rule) -> Callable[[Pass], Tensor]:
     return gradient
 
 
+def _images(work: Pass) -> Tensor:
+    """The images, with the graph they carry where it is trained through."""
+    return work.tape.images if work.graph else work.tape.images.detach()
+
+
 def _mean_gradient(work: Pass, versions: Tensor) -> Tensor:
     """Mean over the (samples, N, 3, H, W) versions of ∂s/∂version, all of them in one pass."""
     flat = versions.flatten(0, 1)
@@ -66,7 +71,7 @@ def _integrated(work: Pass) -> Tensor:
     Differs from the public code of ATCON, which takes the plain mean over α = 0, .2, …, 1 of a softmax over
     the interpolation steps, of the class whose number is that of the step with the highest mean logit.
     """
-    images = work.tape.images.detach()
+    images = _images(work)
     nodes = (torch.arange(work.samples, dtype=images.dtype, device=images.device) + 0.5) / work.samples
     return images * _mean_gradient(work, nodes.view(-1, *[1] * images.ndim) * images)
 
@@ -76,7 +81,7 @@ def _smooth(work: Pass) -> Tensor:
 
     Differs from the public code of ATCON, which squares the gradients and adds one number to a whole image.
     """
-    images = work.tape.images.detach()
+    images = _images(work)
     over = tuple(range(1, images.ndim))
     spread = work.noise * (images.amax(over, keepdim=True) - images.amin(over, keepdim=True))
     draws = torch.randn(work.samples, 1, *images.shape[1:], generator=work.generator)
