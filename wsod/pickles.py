@@ -32,7 +32,7 @@ def load_arrays(file: Any) -> Any:
     Raises:
         Exception: of any kind, for what is no such value.
     """
-    return _unpacked(_Closed(file).load(), depth=2)
+    return _unpacked(_Closed(io.BytesIO(file.read())).load(), depth=2)
 
 
 def _unpacked(value: Any, depth: int) -> Any:
@@ -50,7 +50,9 @@ def _unpacked(value: Any, depth: int) -> Any:
     return value
 
 
-class _Closed(pickle.Unpickler):
+class _Closed(pickle._Unpickler):
+    """The one in Python: the one in C sets aside as much memory as a byte of the file says."""
+
     def find_class(self, module: str, name: str) -> Any:
         package = module.split(".")[0]
         known = _NUMPY if package == "numpy" else _OTHERS.get(module, {})
@@ -109,10 +111,10 @@ def _filled(data: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
         for place, item in enumerate(data):
             array[place] = item
     else:
-        raw = bytes(data) if isinstance(data, bytes | bytearray) else b""
-        if len(raw) != _count(shape) * dtype.dtype.itemsize:
+        length = len(data) if isinstance(data, bytes | bytearray) else -1
+        if length != _count(shape) * dtype.dtype.itemsize or not dtype.dtype.itemsize:
             raise pickle.UnpicklingError("an array of another size than it says")
-        array = np.frombuffer(raw, dtype.dtype)
+        array = np.frombuffer(bytes(data), dtype.dtype)
     return array.reshape(shape, order=order)
 
 

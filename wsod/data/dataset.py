@@ -24,6 +24,7 @@ __all__ = [
     "read_grey",
     "read_image",
     "read_labels",
+    "read_values",
 ]
 
 ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
@@ -192,12 +193,27 @@ def read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         if (image.height, image.width) != tuple(size):
             raise DataError(path, f"a mask of {size[1]}x{size[0]}", f"{image.width}x{image.height}")
         # Pillow spreads grey levels of 2 and 4 bits over 0..255: class 1 would become 85 or 17
-        packed = image.mode == "L" and any(str(tile[3]).startswith(("L;", "('L;")) for tile in getattr(image, "tile", ()))
+        packed = image.mode == "L" and any(
+            str(tile[3]).startswith(("L;", "('L;")) for tile in getattr(image, "tile", ())
+        )
         _decode(image, path)
         if image.mode not in ("P", "L", "1") or packed:
             got = "grey levels of less than 8 bits" if packed else f"mode {image.mode}"
             raise DataError(path, "a mask with palette or grey levels", got)
         return np.array(image, np.uint8)
+
+
+def read_values(path: Path) -> NDArray[np.generic]:
+    """(height, width) values of a grey picture of 8, 16 or 32 bits, or (height, width, 3) of any other.
+
+    Raises:
+        DataError: naming the file, where it is missing or damaged.
+    """
+    with _open(path) as image:
+        _decode(image, path)
+        if image.mode in ("L", "F") or image.mode.startswith("I"):
+            return np.array(image)
+        return np.array(_as_rgb(image, path, False))
 
 
 def read_grey(path: Path) -> NDArray[np.uint8]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from wsod.boxes.convert import heatmap_to_boxes
-from wsod.errors import ConfigError, MapError
-from wsod.mapfiles import read_arrays
+from wsod.data.dataset import read_values
+from wsod.errors import ConfigError, DataError, MapError
+from wsod.mapfiles import read_arrays, read_beside
 from wsod.report.tables import simple_table
 from wsod.scoremaps import resize_map
 
@@ -59,30 +59,52 @@ def _heatmaps(
         content = dict(enumerate(content))
     if "keys" in content:
         stack = content.get("high_res", content.get("cam"))
-        content = dict(
-            zip(np.asarray(content["keys"]).tolist(), [] if stack is None else stack, strict=False)
-        )
+        content = dict(_paired(path, content["keys"], [] if stack is None else stack))
     if "values" not in content:
         for label, values in content.items():
-            yield str(label), np.asarray(values), size
+            yield str(label), _array(path, values), size
         return
-    own = size or (tuple(content["size"].tolist()) if "size" in content else None)
-    labels = content.get("labels", np.arange(len(content["values"])))
-    for label, values in zip(labels.tolist(), content["values"], strict=False):
-        if "region" in content and own is not None and size is None:
-            values = resize_map(values, own, region=tuple(content["region"].tolist()))
+    beside = read_beside(path, content)
+    own, stack = size or beside.size, _array(path, content["values"])
+    if stack.ndim != 3:
+        raise MapError(path, "values of shape (K, h, w)", "x".join(map(str, stack.shape)))
+    labels = np.arange(len(stack)) if beside.labels is None else beside.labels
+    for label, values in _paired(path, labels, stack):
+        if beside.region is not None and own is not None and size is None:
+            values = resize_map(_finite(path, values), own, region=beside.region)
         yield str(label), values, own
+
+
+def _paired(path: Path, labels: Any, maps: Any) -> Iterator[tuple[Any, Any]]:
+    """Labels with their maps, which must be as many."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not isinstance(maps, list | np.ndarray) or np.ndim(maps[:0]) < 1:
+        raise MapError(path, "a list of labels and one of maps", f"{type(maps).__name__}")
+    if len(labels) != len(maps):
+        raise MapError(path, f"{len(labels)} maps, one a label", len(maps))
+    return zip(labels.tolist(), maps, strict=True)
+
+
+def _array(path: Path, values: Any) -> NDArray[Any]:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        raise MapError(path, "maps of numbers", getattr(values, "dtype", type(values).__name__))
+    return values
+
+
+def _finite(path: Path, values: NDArray[Any]) -> NDArray[Any]:
+    if not np.isfinite(values).all():
+        raise MapError(path, "finite values", "NaN or infinity")
+    return values
 
 
 def _grey(path: Path) -> NDArray[Any]:
     """A picture's values, 8 or 16 bits."""
     try:
-        with Image.open(path) as image:
-            if image.mode in ("L", "F") or image.mode.startswith("I"):
-                return np.asarray(image)
-            values = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError) as error:
-        raise MapError(path, "a heatmap (.npy, .npz or a grey picture)", error) from error
+        values = read_values(path)
+    except DataError as error:
+        raise MapError(path, "a heatmap (.npy, .npz or a grey picture)", error.got, error.hint) from error
+    if values.ndim == 2:
+        return values
     if (values != values[..., :1]).any():
         hint = "A colour map has no values to threshold: save the map itself, as .npy."
         raise MapError(path, "a grey picture", "a coloured one", hint)
