@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from wsod.metrics import Metric
 from wsod.metrics.base import Scene
@@ -81,7 +84,7 @@ class Board:
             self._counted.add(name)
             for label, value in metric.count(found[name], sample).items():
                 case = sample.image_id, label
-                self._evidence[name][case] = value
+                self._evidence[name][case] = _packed(value)
                 if case not in self._facts:
                     self._facts[case] = CaseFacts.of(maps, sample, label)
 
@@ -120,7 +123,7 @@ class Board:
                 supervision += metric.supervision
             self._scores[name] = score
             evidence = self._evidence[name]
-            values = {case: metric.case_score(value, score) for case, value in evidence.items()}
+            values = {case: metric.case_score(_unpacked(value), score) for case, value in evidence.items()}
             for case, value in values.items():
                 own.setdefault(case, {})[name] = value
             beside = self._beside(metric, values, seed) if values else {}
@@ -153,6 +156,20 @@ class Board:
             "strata": size_strata(*arguments, metric.average),
             "given_predicted": given_predicted(*arguments, metric.average),
         }
+
+
+def _packed(value: Any) -> Any:
+    """Hits at a thousand thresholds as bits: of every case they are kept until the end."""
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+        return np.packbits(value), value.shape
+    return value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, tuple):
+        bits, shape = value
+        return np.unpackbits(bits, count=math.prod(shape)).reshape(shape).view(np.bool_)
+    return value
 
 
 def _measured(metric: Metric, maps: AttentionMaps | ScoredBoxes, sample: Sample) -> Any:

@@ -307,3 +307,40 @@ def test_thresholds_are_checked() -> None:
         for options in ({"step": 0.0}, {"thresholds": (0.5, 0.2)}, {"thresholds": (1.0,)}):
             with pytest.raises(ConfigError, match=name):
                 make(name, **options).compute()
+
+
+@pytest.mark.parametrize("name", ["insertion", "deletion"])
+def test_the_curve_s_area_is_the_value(name: str) -> None:
+    score = counted(name, list(range(6)), steps=7).compute()
+    assert score.thresholds == np.linspace(0, 1, 8).tolist()
+    assert np.trapezoid(np.array(score.curve), score.thresholds) == pytest.approx(score.value)
+    # maps that claim nothing have no order, hence no curve
+    metric = counted(name, [0, 1, 2], steps=7)
+    before = metric.compute()
+    count(metric, claim(image(3), "empty"), image(3))
+    assert metric.compute().curve == before.curve
+    assert metric.compute().value != before.value
+
+
+#: those whose definition needs every image's boxes and scores until the end
+GROW = {"voc_ap", "box_ap"}
+
+
+def held(metric: Metric) -> int:
+    """Numbers held, but for the ids of images that refuse a second count."""
+    state = {key: value for key, value in vars(metric).items() if key != "_seen"}
+    return len(pickle.dumps(state))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_memory_does_not_grow_with_images(name: str) -> None:
+    metric = counted(name, list(range(4)))
+    if isinstance(metric, FaithfulnessMetric):
+        metric = pickle.loads(pickle.dumps(metric))  # without its classifier
+        metric.attach(Oracle())
+    before = held(metric)
+    for seed in range(4, 64):
+        count(metric, claim(image(seed), "noisy"), image(seed))
+    grown = held(metric) - before
+    # a large count takes some bytes more than a small one
+    assert grown > 60 * 50 if name in GROW else grown < 64

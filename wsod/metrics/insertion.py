@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsod.errors import ConfigError
+from wsod.metrics.base import Evidence
 from wsod.metrics.faithfulness import FaithfulnessMetric
 from wsod.metrics.probe import Baseline, View
+from wsod.types import AttentionMaps, Sample, Score
 
 __all__ = ["Deletion", "Insertion"]
 
@@ -48,6 +50,30 @@ class _PixelCurve(FaithfulnessMetric):
         place[np.argsort(-scores.ravel(), kind="stable")] = np.arange(scores.size)
         for changed in np.rint(np.linspace(0, scores.size, self.steps + 1)).astype(np.int64):
             yield View(image_id, (place < changed).reshape(scores.shape) == self.shows, self.baseline)
+
+    def _empty(self) -> dict[str, Array]:
+        return {**super()._empty(), "curve": np.zeros(self.steps + 1), "curves": np.zeros((), np.int64)}
+
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> Any:
+        scores = super()._measure(maps, sample)
+        claims = [k for k in range(len(maps.labels)) if not self._at_input(maps, k).constant]
+        curves = [maps.cache[self._key(k)][:, maps.labels[k]] for k in claims]
+        return scores, curves
+
+    def _count(self, measured: Any, sample: Sample) -> dict[int, Evidence]:
+        scores, curves = measured
+        for curve in curves:
+            self._state["curve"] += curve
+            self._state["curves"] += 1
+        return super()._count(scores, sample)
+
+    def compute(self) -> Score:
+        """The mean area, with the mean curve of the maps that claim something over the share changed."""
+        score, count = super().compute(), int(self._state["curves"])
+        if not count:
+            return score
+        shares = np.linspace(0, 1, self.steps + 1).tolist()
+        return replace(score, thresholds=shares, curve=(self._state["curve"] / count).tolist())
 
     def score(self, whole: float, answers: Array) -> float:
         return float((answers[1:] + answers[:-1]).sum() / (2 * self.steps))

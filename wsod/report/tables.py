@@ -12,6 +12,7 @@ from rich.text import Text
 
 from wsod.comparison import Comparison, Difference
 from wsod.report.lines import Line, heading, lines, percent, short_names, signed
+from wsod.report.strata import strata_table
 from wsod.results import Result
 
 __all__ = ["print_changes", "print_comparison", "print_results", "simple_table"]
@@ -60,6 +61,9 @@ def print_results(console: Console, results: Mapping[str, Result], *, published:
     fitting = [i for i, table in enumerate(wide) if _fits(console, table)]
     for table in [wide[fitting[0]]] if fitting else _across(console, found, several):
         console.print(table)
+    strata = strata_table(dict(zip(names, results.values(), strict=True)))
+    if strata is not None:
+        console.print(strata)
     if fitting != [0, 1]:
         _print_notes(console, found, several, alike)
     _print_counts(console, own)
