@@ -29,8 +29,10 @@ def deeplift(tape: Tape, cases: Tensor, *, create_graph: bool = False, reduce: R
 
     Shrikumar et al., "Learning Important Features Through Propagating Activation Differences", ICML 2017.
     Linear layers pass multipliers back as gradients; an activation multiplies by Δout/Δin (its derivative
-    where Δin vanishes); max pooling gives Δout to the cells that hold the two maxima. With `reduce="signed"`
-    the map's sum is s(x) - s(x₀). One forward and one backward pass over image and baseline together;
+    where Δin vanishes); max pooling gives Δout to the cells that hold the two maxima. The baseline is one
+    colour, so its maximum is often in several cells at once, and rounding would choose; the cell of the
+    image's maximum counts then, if it is among them. With `reduce="signed"` the map's sum is s(x) - s(x₀).
+    One forward and one backward pass over image and baseline together;
     modules may be used several times, and activations may be functions or in place.
 
     Args:
@@ -139,8 +141,10 @@ class _MaxPool(torch.autograd.Function):
         n = len(x) // 2
         higher = torch.maximum(y[:n], y[n:])
         given = torch.zeros_like(x[:n]).flatten(2)
-        given.scatter_add_(2, places[:n].flatten(2), (grads[0][:n] * (higher - y[n:])).flatten(2))
-        given.scatter_add_(2, places[n:].flatten(2), (grads[0][:n] * (y[:n] - higher)).flatten(2))
+        here, there, best = places[:n].flatten(2), places[n:].flatten(2), y[n:].flatten(2)
+        tied = best - x[n:].flatten(2).gather(2, here) <= 1e-6 * best.abs()
+        given.scatter_add_(2, here, (grads[0][:n] * (higher - y[n:])).flatten(2))
+        given.scatter_add_(2, here.where(tied, there), (grads[0][:n] * (y[:n] - higher)).flatten(2))
         moved = _difference(x)
         multiplied = given.view_as(moved) / moved.masked_fill(moved == 0, 1.0)
         return torch.cat([multiplied, torch.zeros_like(multiplied)]), None, None
