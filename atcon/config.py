@@ -45,7 +45,7 @@ class DataConfig:
             positive class (`parity`, as the public ATCON code has it).
         unlabelled: images of objectives with `pool = "unlabelled"`: the `same` as the labelled ones, or the
             `rest` of the training split that `per_class` or `limit` left over.
-        flip: probability of a horizontal flip.
+        flip: probability of a horizontal flip; digits (SVHN) are never flipped.
         crop: smallest area of a random resized crop, as a fraction; 0 = no crop.
         jitter: strength of random brightness, contrast and saturation changes.
         workers: processes that load images; 0 = the training process itself; None = that on a CPU, up to

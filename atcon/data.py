@@ -132,6 +132,8 @@ class Images(TorchDataset[Example]):
             self.targets = torch.from_numpy(labels.astype(np.float32))
         else:
             self.targets = torch.from_numpy(labels.argmax(1))
+        if augment is not None and not dataset.mirrors:
+            augment = replace(augment, flip=0.0)
         self.augment = augmentation(augment, preprocess) if augment is not None else None
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
 """Data sets: images and their boxes, labels and masks, one reader a format, opened by a short spec.
 
 A spec is a name and, after a colon, its paths and options: `shapes`, `shapes:bias=0.9,seed=3`,
-`voc2012:/data/VOCdevkit`, `coco:IMAGES,ANNOTATIONS.json`, `wsol:METADATA_DIR,IMAGES`, `folder:DIR`. A root
-that is left out, or a path that is relative and not here, is looked for in `$WSOD_DATA`.
+`voc2012:/data/VOCdevkit`, `coco:IMAGES,ANNOTATIONS.json`, `wsol:METADATA_DIR,IMAGES`, `svhn:ROOT`,
+`folder:DIR`. A root that is left out, or a path that is relative and not here, is looked for in `$WSOD_DATA`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from wsod.data.download import download
 from wsod.data.export import export
 from wsod.data.folder import Folder
 from wsod.data.shapes import Shapes
+from wsod.data.svhn import Svhn
 from wsod.data.voc import Voc2007, Voc2012
 from wsod.data.wsol import Wsol
 from wsod.errors import ConfigError
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 DATASETS: Registry[type[Dataset]] = Registry(
-    "data set", {kind.name: kind for kind in (Shapes, Voc2007, Voc2012, Coco, Wsol, Folder)}
+    "data set", {kind.name: kind for kind in (Shapes, Voc2007, Voc2012, Coco, Wsol, Svhn, Folder)}
 )
 
 
@@ -104,8 +105,9 @@ def _options(kind: type[Dataset], spec: str, rest: str) -> dict[str, Any]:
 def _located(text: str, spec: str) -> Path:
     """The path, or where it is relative and not here, the same under $WSOD_DATA."""
     path, root = Path(text).expanduser(), os.environ.get("WSOD_DATA")
-    if root and not path.is_absolute() and not path.exists():
+    # os.path's answer is no, where pathlib's is an error: names too long, NUL in them
+    if root and not path.is_absolute() and not os.path.exists(path):
         path = Path(root) / path
-    if not path.exists():
-        raise ConfigError(spec, "a path that exists", str(path))
+    if not os.path.exists(path):
+        raise ConfigError(spec[:200], "a path that exists", str(path)[:200])
     return path

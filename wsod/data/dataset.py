@@ -48,6 +48,7 @@ class Dataset(ABC):
         task: `multilabel` where an image may show several classes.
         has_images: false where there are annotations alone.
         exif: whether images are turned upright, which only photos without coordinates are.
+        mirrors: whether an image and its mirror image show the same classes, as digits do not.
     """
 
     name: ClassVar[str]
@@ -55,6 +56,7 @@ class Dataset(ABC):
     default_split: ClassVar[str] = "all"
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields given by position in a spec."""
+    mirrors: ClassVar[bool] = True
 
     spec: str
     split: str

@@ -1,0 +1,188 @@
+"""Street View House Numbers (Netzer et al., 2011): single digits cut out, or whole numbers with boxes.
+
+    ROOT/train_32x32.mat, test_32x32.mat, extra_32x32.mat       digits of 32x32, as torchvision downloads them
+    ROOT/train/digitStruct.mat and ROOT/train/1.png, …          whole numbers, a box a digit
+
+Labels are the digits; the files write 0 as 10. Boxes are 1-based in the files and may reach over the image's
+edge; they are cut off there. `digitStruct.mat` is HDF5 (MATLAB 7.3), which takes the package h5py; one saved
+in the older format is read by scipy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsod.data.dataset import Dataset, image_size
+from wsod.errors import ConfigError, DataError
+from wsod.types import Sample
+
+__all__ = ["Svhn"]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+Digit = tuple[int, tuple[float, float, float, float]]
+
+
+@dataclass
+class Svhn(Dataset):
+    """House numbers: 10 classes, one digit an image, or several with boxes.
+
+    Args:
+        root: the folder.
+        split: `train`, `test` or `extra`.
+        format: `cropped` digits, `full` numbers; `auto` = full where the split has its digitStruct.mat.
+    """
+
+    name: ClassVar[str] = "svhn"
+    usage: ClassVar[str] = "svhn:ROOT[,format=auto|cropped|full]"
+    default_split: ClassVar[str] = "test"
+    paths: ClassVar[tuple[str, ...]] = ("root",)
+    mirrors: ClassVar[bool] = False
+
+    root: Path
+    split: str | None = None  # type: ignore[assignment]  # always a name once made
+    format: Literal["auto", "cropped", "full"] = "auto"
+    spec: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self.classes = tuple("0123456789")
+        cropped = [name for name in ("train", "test", "extra") if self._file(name).is_file()]
+        full = [name for name in ("train", "test", "extra") if self._list(name).is_file()]
+        found = {"cropped": cropped, "full": full, "auto": list(dict.fromkeys([*full, *cropped]))}
+        self.splits = tuple(found[self.format])
+        if not self.splits:
+            wanted = "train_32x32.mat or train/digitStruct.mat" if self.format == "auto" else self.format
+            raise ConfigError(
+                f"svhn:{self.root}", wanted, "none", "`wsod data download svhn` gets the digits."
+            )
+        self.split = self._known_split(self.split)
+        self._pixels: NDArray[np.uint8] | None = None
+        self._numbers: list[tuple[Path, list[Digit]]] = []
+        if self.format == "full" or (self.format == "auto" and self.split in full):
+            self.task = "multilabel"
+            self._numbers = sorted(_numbers(self._list(self.split)), key=lambda number: _order(number[0]))
+            self.ids = tuple(path.stem for path, _ in self._numbers)
+        else:
+            self.task = "multiclass"
+            self._digits = self._read("y").astype(np.int64).ravel() % 10
+            self.ids = tuple(f"{self.split}_{n:06d}" for n in range(len(self._digits)))
+
+    def _file(self, split: str) -> Path:
+        return self.root / f"{split}_32x32.mat"
+
+    def _list(self, split: str) -> Path:
+        return self.root / split / "digitStruct.mat"
+
+    def _read(self, variable: str) -> NDArray[Any]:
+        """A variable of the digits' file."""
+        path = self._file(str(self.split))
+        values = _matlab(path, variable).get(variable)
+        expected = {"X": "(32, 32, 3, N) bytes", "y": "(N, 1) numbers from 1 to 10"}[variable]
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
+            raise DataError(f"{path}: {variable}", expected, type(values).__name__)
+        if variable == "X" and (values.ndim != 4 or values.shape[:3] != (32, 32, 3)):
+            raise DataError(f"{path}: X", expected, f"shape {values.shape}")
+        if variable == "y" and not np.isin(values, np.arange(11)).all():
+            raise DataError(f"{path}: y", expected, f"the value {values.max()}")
+        return values
+
+    def __getitem__(self, index: int) -> Sample:
+        """Annotations of one image; a whole number's size is read from the file's header."""
+        index = self._at(index)
+        if not self._numbers:
+            return Sample(self.ids[index], None, (32, 32), labels=self._digits[index : index + 1])
+        path, digits = self._numbers[index]
+        height, width = image_size(path)
+        boxes, labels = [], []
+        for label, (left, top, w, h) in digits:
+            x0, y0 = max(left - 1, 0.0), max(top - 1, 0.0)
+            x1, y1 = min(left - 1 + w, float(width)), min(top - 1 + h, float(height))
+            if x0 < x1 and y0 < y1:
+                boxes.append((x0, y0, x1, y1))
+                labels.append(label)
+        return Sample(
+            self.ids[index], path, (height, width), np.array(boxes).reshape(-1, 4), np.array(labels, np.int64)
+        )
+
+    def image(self, index: int) -> Image.Image:
+        """The pixels of one image."""
+        if self._numbers:
+            return super().image(index)
+        index = self._at(index)
+        if self._pixels is None:
+            self._pixels = self._read("X").astype(np.uint8, copy=False)
+            if self._pixels.shape[3] != len(self.ids):
+                path, got = self._file(str(self.split)), self._pixels.shape[3]
+                raise DataError(f"{path}: X", f"{len(self.ids)} images as in y", got)
+        return Image.fromarray(np.ascontiguousarray(self._pixels[..., index]))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_pixels": None}
+
+
+def _order(path: Path) -> tuple[int, str]:
+    """By number, as the files are named."""
+    return (int(path.stem), "") if path.stem.isdigit() else (-1, path.stem)
+
+
+def _matlab(path: Path, variable: str) -> dict[str, Any]:
+    from scipy.io import loadmat
+
+    try:
+        found: dict[str, Any] = loadmat(
+            path, variable_names=[variable], squeeze_me=False, struct_as_record=False
+        )
+    except Exception as error:  # damaged files make the reader raise almost anything
+        raise DataError(path, "a readable MATLAB file", error) from error
+    return found
+
+
+def _numbers(path: Path) -> Iterator[tuple[Path, list[Digit]]]:
+    """The image file and the digits (label, (left, top, width, height)) of each whole number."""
+    try:
+        with path.open("rb") as file:
+            # MATLAB puts 512 bytes of its own before HDF5's
+            head = file.read(520)
+        rows = _from_hdf5(path) if _HDF5 in (head[:8], head[512:]) else _from_struct(path)
+        for name, boxes in rows:
+            yield path.parent / name, [(int(label) % 10, place) for label, place in boxes]
+    except (OSError, KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise DataError(path, "names and boxes of digits", error) from error
+
+
+def _from_struct(path: Path) -> Iterator[tuple[str, list[Digit]]]:
+    for entry in np.ravel(_matlab(path, "digitStruct")["digitStruct"]):
+        boxes: list[Digit] = []
+        for box in np.ravel(entry.bbox):
+            label, left, top, width, height = (
+                float(np.ravel(getattr(box, key))[0]) for key in ("label", "left", "top", "width", "height")
+            )
+            boxes.append((int(label), (left, top, width, height)))
+        yield str(np.ravel(entry.name)[0]), boxes
+
+
+def _from_hdf5(path: Path) -> Iterator[tuple[str, list[Digit]]]:
+    try:
+        h5py = importlib.import_module("h5py")
+    except ImportError as error:
+        hint = "pip install h5py, or use format=cropped."
+        raise DataError(path, "the package h5py, for MATLAB 7.3 files", "none", hint) from error
+    with h5py.File(path) as file:
+        struct = file["digitStruct"]
+        for name, place in zip(struct["name"][:, 0], struct["bbox"][:, 0], strict=True):
+            group = file[place]
+            columns = []
+            for key in ("label", "left", "top", "width", "height"):
+                # one digit: the number itself; several: references to them
+                cells = group[key][:, 0]
+                several = cells.dtype.kind == "O"
+                columns.append([float(file[cell][0, 0]) if several else float(cell) for cell in cells])
+            boxes = [(int(row[0]), (row[1], row[2], row[3], row[4])) for row in zip(*columns, strict=True)]
+            yield "".join(chr(code) for code in file[name][:, 0]), boxes
