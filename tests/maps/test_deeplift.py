@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import pytest
@@ -65,6 +66,29 @@ def test_deeplift_of_other_activations_and_max_pooling():
     maps = METHODS["deeplift"](Tape(classifier, images), CASES)
     torch.testing.assert_close(maps.sum((1, 2)), differences(classifier, images))
     assert same(state(classifier), before)
+
+
+def test_max_pooling_where_the_baselines_maximum_is_everywhere():
+    """Captum takes the cell that rounding chooses, so that its map depends on the batch; ours does not."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 36, len(CLASSES)))
+    )
+    classifier = Classifier(network, arch="x", classes=CLASSES, target_layer="0").double().eval()
+    image = batch(1, (14, 14))
+    before, flat = (network[:2](one)[0].detach() for one in (image, torch.zeros_like(image)))
+    weights = network[4].weight[1].detach().reshape(6, 6, 6)
+    multipliers = torch.zeros_like(before)
+    for d, i, j in itertools.product(range(6), range(6), range(6)):
+        window = before[d, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        y, x = divmod(int(window.argmax()), 2)
+        # one cell holds both maxima: all of Δout over all of Δin
+        multipliers[d, 2 * i + y, 2 * j + x] = weights[d, i, j]
+    moved = network[0](image)[0] - network[0](torch.zeros_like(image))[0]
+    through = multipliers * (before - flat) / moved
+    expected = (nn.functional.conv_transpose2d(through[None], network[0].weight) * image).sum(1)
+    found = METHODS["deeplift"](Tape(classifier, image), torch.tensor([[0, 1]]))
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)
 
 
 def test_captum_agrees_where_it_works():

@@ -51,6 +51,7 @@ def check(classifier: Classifier, path: str, methods: tuple[str, ...]) -> None:
     assert about["preprocess"]["size"] == 64
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_every_exportable_map_on_the_command_line(tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")

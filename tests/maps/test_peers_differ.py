@@ -267,10 +267,10 @@ def test_the_last_block_of_a_vision_transformer(peer):
         attention_maps(classifier, batch(), [0, 3, 2])
 
 
-def of_captum(peer: Any, kind: str, classifier: Classifier, **options: Any) -> Tensor:
+def of_captum(peer: Any, kind: str, network: nn.Module, **options: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = getattr(peer, kind)(classifier.network)
+        made = getattr(peer, kind)(network)
         found: Tensor = made.attribute(batch().requires_grad_(), target=torch.tensor([0, 3, 2]), **options)
     return found.detach()
 
@@ -279,9 +279,9 @@ def of_captum(peer: Any, kind: str, classifier: Classifier, **options: Any) -> T
 def test_functional_relus_under_captums_guided_backprop(peer):
     """What comes out is the plain gradient."""
     functional, modules = make("relu", style="functional", target_layer="third"), make("relu")
-    found = of_captum(peer, "GuidedBackprop", functional)
-    torch.testing.assert_close(found, of_captum(peer, "Saliency", functional, abs=False))
-    right = of_captum(peer, "GuidedBackprop", modules)
+    found = of_captum(peer, "GuidedBackprop", functional.network)
+    torch.testing.assert_close(found, of_captum(peer, "Saliency", functional.network, abs=False))
+    right = of_captum(peer, "GuidedBackprop", modules.network)
     assert not torch.allclose(found, right)
     ours = attention_maps(functional, batch(), [0, 3, 2], ["guidedbackprop:reduce=signed"]).maps
     torch.testing.assert_close(ours["guidedbackprop:reduce=signed"], right.sum(1))
@@ -290,12 +290,40 @@ def test_functional_relus_under_captums_guided_backprop(peer):
 @captum
 def test_a_reused_relu_under_captums_deeplift(peer):
     with pytest.raises(RuntimeError, match=r"more than once|reused|redefine"):
-        of_captum(peer, "DeepLift", make("relu", style="shared"))
+        of_captum(peer, "DeepLift", make("relu", style="shared").network)
     once, shared = (
         attention_maps(make("relu", style=style, target_layer="third"), batch(), [0, 3, 2], ["deeplift"])
         for style in ("module", "shared")
     )
     torch.testing.assert_close(shared.maps["deeplift"], once.maps["deeplift"])
+
+
+class OnNoise(nn.Module):
+    """Max pooling over activations that differ from cell to cell for a constant image too."""
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.randn(3, 16, 16))
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(kernel, stride, padding))
+        self.last, self.relu, self.fc = nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.relu(self.last(self.body(x + self.noise))).mean((2, 3)))
+
+
+@captum
+@pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1)])
+def test_max_pooling_under_captums_deeplift(peer, pool):
+    """Below a ReLU its contributions no longer sum to the change of the score; ours do."""
+    torch.manual_seed(0)
+    classifier = Classifier(OnNoise(*pool), arch="x", classes="abcd", target_layer="last").double().eval()
+    images, labels = batch(), [0, 3, 2]
+    with torch.no_grad():
+        change = (classifier(images) - classifier(torch.zeros_like(images)))[range(3), labels]
+    ours = attention_maps(classifier, images, labels, ["deeplift"]).maps["deeplift"].sum((1, 2))
+    torch.testing.assert_close(ours, change, rtol=1e-9, atol=1e-12)
+    theirs = of_captum(peer, "DeepLift", classifier.network).sum((1, 2, 3))
+    assert (theirs - change).abs().max() > 0.05 * change.abs().max()
 
 
 class Sums(nn.Module):
@@ -321,7 +349,7 @@ def test_residual_sums_under_captums_lrp(peer):
     network = Sums().double().eval()
     classifier = Classifier(network, arch="x", classes="abcd", target_layer="relus.5").eval()
     scores = network(batch())[[0, 1, 2], [0, 3, 2]].detach()
-    theirs = of_captum(peer, "LRP", classifier).sum((1, 2, 3))
+    theirs = of_captum(peer, "LRP", classifier.network).sum((1, 2, 3))
     ours = attention_maps(classifier, batch(), [0, 3, 2], ["lrp:epsilon=1e-9"]).maps["lrp:epsilon=1e-9"]
     torch.testing.assert_close(ours.sum((1, 2)), scores, rtol=1e-3, atol=1e-5)
     assert (theirs - scores).abs().max() > 0.5 * scores.abs().max()
