@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from atcon.experiments.background_bias import BackgroundBias
 from atcon.experiments.base import Arm, Experiment, Measure
 from atcon.experiments.outcome import Outcome
 from atcon.experiments.runner import run_experiment
@@ -12,5 +13,5 @@ from wsod.registry import Registry
 __all__ = ["EXPERIMENTS", "Arm", "Experiment", "Measure", "Outcome", "View", "run_experiment"]
 
 EXPERIMENTS: Registry[type[Experiment]] = Registry(
-    "experiment", {entry.name: entry for entry in (SmallSets,)}
+    "experiment", {entry.name: entry for entry in (SmallSets, BackgroundBias)}
 )
