@@ -304,3 +304,69 @@ def test_every_interval_holds_its_value() -> None:
         for name, score in result.rows[0].scores.items():
             low, high = score["interval"]
             assert low <= score["value"] <= high, (protocol, name)
+
+
+@pytest.mark.parametrize("config", ["default", "faithfulness"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_network_without_an_answer_stops_or_is_listed(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, config: str, batch_size: int
+) -> None:
+    """NaN logits of one image, in a batch with others: those score as they would without it."""
+    from wsod.models.preprocess import Preprocess
+
+    metrics = ["average_drop"] if config == "faithfulness" else ["pointing_game", "energy_pointing_game"]
+    options = {"checkpoint": checkpoint, "batch_size": batch_size, "config": config, "metrics": metrics}
+    options["labels"] = "predicted"
+    methods = ["cam", "gradcam"]
+    whole = evaluate(methods, limit=6, **options)
+    seen: list[int] = []
+    whole_input = Preprocess.__call__
+
+    def spoilt(self: Preprocess, image: Image.Image) -> Any:
+        tensor, region = whole_input(self, image)
+        seen.append(1)
+        return (tensor * float("nan") if len(seen) == 3 else tensor), region
+
+    monkeypatch.setattr(Preprocess, "__call__", spoilt)
+    with pytest.raises(WsodError, match=r"smallnet, image test_00002: expected finite logits"):
+        evaluate(methods, limit=6, threads=1, **options)
+    seen.clear()
+    result = evaluate(methods, limit=6, threads=1, on_error="skip", **options)
+    assert [skipped["image"] for skipped in result.skipped] == ["test_00002"]
+    cases = [case for case in whole.cases if case.image != "test_00002"]
+    assert [(case.maps, case.image) for case in result.cases] == [(case.maps, case.image) for case in cases]
+    for got, wanted in zip(result.cases, cases, strict=True):
+        assert got.scores == pytest.approx(wanted.scores, abs=1e-4)
+
+
+def test_an_image_s_answers_that_spoil_a_batch(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed image without an answer: that image is listed, the others of its batch are asked again."""
+    from wsod.errors import ModelError
+    from wsod.probe import ClassifierProbe
+
+    ask = ClassifierProbe.__call__
+
+    def spoilt(self: ClassifierProbe, views: Any) -> Any:
+        listed = list(views)
+        if any(view.image_id == "test_00001" and view.weights is not None for view in listed):
+            raise ModelError("smallnet, image test_00001", "finite logits", "NaN or infinity")
+        return ask(self, listed)
+
+    options: dict[str, Any] = {"checkpoint": checkpoint, "config": "faithfulness", "labels": "predicted"}
+    options["metrics"] = ["average_drop"]
+    whole = evaluate("gradcam", limit=4, **options)
+    monkeypatch.setattr(ClassifierProbe, "__call__", spoilt)
+    with pytest.raises(ModelError, match="test_00001"):
+        evaluate("gradcam", limit=4, **options)
+    result = evaluate("gradcam", limit=4, on_error="skip", **options)
+    assert [skipped["image"] for skipped in result.skipped] == ["test_00001"]
+    rest = [case for case in whole.cases if case.image != "test_00001"]
+    assert [case.image for case in result.cases] == [case.image for case in rest]
+
+
+@pytest.mark.parametrize("protocol", ["default", "pxap", "miou-seam", "corloc-voc", "quantus"])
+def test_threads_change_no_bit(protocol: str) -> None:
+    one = evaluate(["center", "random"], limit=30, config=protocol, threads=1)
+    many = evaluate(["center", "random"], limit=30, config=protocol, threads=5)
+    assert one.rows == many.rows or str(one.rows) == str(many.rows)  # NaN is not itself
+    assert one.cases == many.cases

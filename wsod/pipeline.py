@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from wsod.data.dataset import Dataset
-from wsod.errors import ConfigError, WsodError
+from wsod.errors import ConfigError, ModelError, WsodError
 from wsod.types import AttentionMaps, Sample
 
 if TYPE_CHECKING:
@@ -199,14 +199,25 @@ def _batch_maps(
     images = torch.stack([item.tensor for item in batch]).to(device, non_blocking=True)
     tape = tape_for(classifier, images, tape_methods.values())
     scores = tape.logits.detach().float().cpu().numpy()
+    finite = np.isfinite(scores).all(1)
+    if not finite.all():
+        # what is derived from a batch, such as the head's weights, would be spoilt for the other images
+        others = [item for item, good in zip(batch, finite, strict=True) if good]
+        options = (methods, tape_methods, columns, rule, device, frame, tta)
+        found = _batch_maps(classifier, others, *options) if others else iter(())
+        for item, good in zip(batch, finite, strict=True):
+            where = f"{classifier.arch}, image {item.sample.image_id}"
+            fault = Fault(item.sample.image_id, ModelError(where, "finite logits", "NaN or infinity"))
+            yield next(found) if good else fault
+        return
     chosen = [_labels(rule, item.sample, row[columns]) for item, row in zip(batch, scores, strict=True)]
     rows = [row for row, some in enumerate(chosen) for _ in some]
     flat = [columns[label] for some in chosen for label in some]
     cases = torch.tensor(np.array([rows, flat], np.int64).T, device=device)
     stacks = {}
     if len(cases):
-        found = fused_maps(tape, cases, tape_methods, views_of(tta))
-        stacks = {name: maps.float().cpu().numpy() for name, maps in found.items()}
+        fused = fused_maps(tape, cases, tape_methods, views_of(tta))
+        stacks = {name: maps.float().cpu().numpy() for name, maps in fused.items()}
     backward = np.full(scores.shape[1], -1, np.int64)
     backward[columns] = np.arange(len(columns))
     start = 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wsod.board import Board
-from wsod.errors import ConfigError, DataError, WsodError
+from wsod.errors import ConfigError, DataError, ModelError, WsodError
 from wsod.metrics.base import Scene
 from wsod.pipeline import Fault, LabelRule, ahead
 from wsod.request import Run
@@ -76,9 +76,23 @@ def _asked(items: Iterator[Item | Fault], boards: Mapping[str, Board], run: Run)
                 run.probe.load(item[0], item[1].values())
             except WsodError as error:
                 batch[place] = Fault(item[0].image_id, error)
-        _prepare(boards, [item for item in batch if not isinstance(item, Fault)])
+        try:
+            _prepare(boards, [item for item in batch if not isinstance(item, Fault)])
+        except ModelError:
+            batch = [_alone(boards, item) for item in batch]
         yield from batch
         run.probe.clear()
+
+
+def _alone(boards: Mapping[str, Board], item: Item | Fault) -> Item | Fault:
+    """The item once asked about by itself, or the fault that spoilt its batch."""
+    if isinstance(item, Fault):
+        return item
+    try:
+        _prepare(boards, [item])
+    except ModelError as error:
+        return Fault(item[0].image_id, error)
+    return item
 
 
 def _prepare(boards: Mapping[str, Board], batch: list[Item]) -> None:

@@ -29,4 +29,4 @@ def test_sizes_are_printed_with_their_counts() -> None:
 
 
 def test_no_cases_no_table() -> None:
-    assert strata_table({"": evaluate("center", limit=3, metrics=["pxap"])}) is None
+    assert strata_table(evaluate("center", limit=3, metrics=["pxap"])) is None

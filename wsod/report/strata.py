@@ -17,21 +17,15 @@ __all__ = ["strata_table"]
 COLUMNS = ("small", "medium", "large", "class right")
 
 
-def strata_table(results: Mapping[str, Result]) -> Table | None:
-    """A line a metric and row of maps, with the number of cases beside each score; None where there is none.
-
-    Args:
-        results: runs by the name they are shown under; a single one is shown without its name.
-    """
+def strata_table(result: Result) -> Table | None:
+    """A line a metric and row of maps, the number of cases beside each score; None where there is none."""
     found: list[tuple[str, str, list[Any]]] = []
-    for run, result in results.items():
-        for row in result.rows:
-            name = f"{run}  {row.maps}" if len(results) > 1 else row.maps
-            for metric, score in row.scores.items():
-                sizes = list((score.get("strata") or {}).values()) or [None] * 3
-                parts = [*sizes, score.get("given_predicted")]
-                if any(parts):
-                    found.append((name, metric, parts))
+    for row in result.rows:
+        for metric, score in row.scores.items():
+            sizes = list((score.get("strata") or {}).values()) or [None] * 3
+            parts = [*sizes, score.get("given_predicted")]
+            if any(parts):
+                found.append((row.maps, metric, parts))
     shown = [i for i in range(len(COLUMNS)) if any(parts[i] for _, _, parts in found)]
     if not shown:
         return None

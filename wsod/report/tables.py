@@ -61,7 +61,7 @@ def print_results(console: Console, results: Mapping[str, Result], *, published:
     fitting = [i for i, table in enumerate(wide) if _fits(console, table)]
     for table in [wide[fitting[0]]] if fitting else _across(console, found, several):
         console.print(table)
-    strata = strata_table(dict(zip(names, results.values(), strict=True)))
+    strata = None if several else strata_table(next(iter(results.values())))
     if strata is not None:
         console.print(strata)
     if fitting != [0, 1]:
