@@ -45,7 +45,7 @@ METHODS: Registry[Mapping[str, Any]] = Registry(
         "plain": {"objectives": {"supervised": {}}},
         "isnet": {
             "epochs": 20.0,
-            "objectives": {"isnet": {"p": 0.6, "decay": 1.0, "energy": 0.05}},
+            "objectives": {"isnet": {"p": 0.5, "decay": 1.0, "energy": 0.1}},
         },
         "rrr": {
             "batch_norm": "mixed",
@@ -84,6 +84,7 @@ class BackgroundBias(Experiment):
         train: what each of them sets otherwise.
         images: training images.
         tested: images of each test set.
+        size: side of the classifier's input.
     """
 
     name: ClassVar[str] = "background-bias"
@@ -103,8 +104,9 @@ class BackgroundBias(Experiment):
     bias: float = 1.0
     methods: tuple[str, ...] = ("plain", "isnet", "rrr", "gain", "cam-loss", "atcon")
     train: dict[str, dict[str, Any]] = field(default_factory=dict)
-    images: int = 1000
+    images: int = 800
     tested: int = 200
+    size: int = 32
 
     def __post_init__(self) -> None:
         for method in (*self.methods, *self.train):
@@ -141,7 +143,7 @@ class BackgroundBias(Experiment):
         return f"{self.data}{',' if ':' in self.data else ':'}{settings}"
 
     def _config(self, method: str, bias: float, seed: int, home: Path) -> FinetuneConfig:
-        model: dict[str, Any] = {"arch": "smallnet", "size": 48}
+        model: dict[str, Any] = {"arch": "smallnet", "size": self.size}
         if method in FROM_PLAIN:
             model = {"weights": str(home / "plain" / "ft.pt")}
         body = merge(merge(COMMON, METHODS[method]), self.train.get(method, {}))

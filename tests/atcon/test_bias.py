@@ -101,8 +101,8 @@ def test_test_sets_are_the_same_scenes_with_another_cue() -> None:
         assert scenes["deceive"].cue not in scenes["deceive"].labels
     train = BackgroundBias(bias=0.9).arms()
     configs = {arm.name: arm.config(3, Path("home")) for arm in train if arm.config is not None}
-    assert configs["unbiased"].data.spec == "shapes:simple=true,size=48,bias=0.125,cue=match,count=1000"
-    assert configs["plain"].data.spec == "shapes:simple=true,size=48,bias=0.9,cue=match,count=1000"
+    assert configs["unbiased"].data.spec == "shapes:simple=true,size=48,bias=0.125,cue=match,count=800"
+    assert configs["plain"].data.spec == "shapes:simple=true,size=48,bias=0.9,cue=match,count=800"
     assert configs["gain"].model.weights == "home/plain/ft.pt"
     assert configs["isnet"].seed == 3
     with pytest.raises(ConfigError, match="isnet"):

@@ -39,6 +39,8 @@ CLASSES = {
 """Outline and texture of each class."""
 
 SPLITS = {"train": 2000, "val": 400, "test": 400}
+KEPT = 2**25
+"""Bytes of scenes that a data set keeps, so that small ones are generated once and not once an epoch."""
 LEAST_VISIBLE = 0.2
 """No object is placed where less than this part of it, or of one below it, would be seen."""
 
@@ -117,6 +119,7 @@ class Shapes(Dataset):
             if not low <= value <= high:
                 raise ConfigError(f"shapes: {name}", f"a value from {low} to {high}", value)
         self.ids = tuple(f"{self.split}_{index:05d}" for index in range(count))
+        self._kept: dict[int, Scene] = {}
         self._last: tuple[int, Scene] | None = None
 
     def __getitem__(self, index: int) -> Sample:
@@ -139,13 +142,17 @@ class Shapes(Dataset):
     def scene(self, index: int) -> Scene:
         """The generated image with all its truth."""
         index, last = self._at(index), self._last
+        if index in self._kept:
+            return self._kept[index]
         if last is None or last[0] != index:
             # one assignment: threads that share this data set see whole pairs only
             self._last = last = (index, self._generate(index))
+            if (len(self._kept) + 1) * 4 * last[1].instances.size <= KEPT:
+                self._kept[index] = last[1]
         return last[1]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_last": None}
+        return {**self.__dict__, "_last": None, "_kept": {}}
 
     def _generate(self, index: int) -> Scene:
         key = (self.seed, list(SPLITS).index(self.split), index)
