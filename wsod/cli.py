@@ -102,6 +102,13 @@ def _shared(function: Any) -> Any:
     metavar="NAME|FILE.toml",
     help="Evaluation protocol; see `wsod list protocols`.",
 )
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="In place of the protocol's, such as maps.normalise=percentile. Repeat it for several.",
+)
 @click.option("--metrics", multiple=True, metavar="NAME", help="Only these metrics. Repeat it for several.")
 @click.option(
     "--threshold-from",

@@ -144,7 +144,7 @@ def evaluate(
     """
     request = make_request(maps, options)
     out = None if out is None else Path(out)
-    protocol = load_protocol(request.config)
+    protocol = load_protocol(request.config, request.settings)
     needs = {need for metric in protocol.build(1, request.metrics).values() for need in metric.needs}
     run = open_run(request, needs)
     if (request.save_maps or request.save_overlays) and out is None:

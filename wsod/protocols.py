@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsod.config import bind, read_toml
+from wsod.config import bind, merge, parse_settings, read_toml
 from wsod.errors import ConfigError
 from wsod.metrics import METRICS, Metric
 from wsod.registry import nearest
@@ -55,8 +55,12 @@ def protocol_names() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.toml"))
 
 
-def load_protocol(name: str | Path) -> Protocol:
+def load_protocol(name: str | Path, settings: Iterable[str] = ()) -> Protocol:
     """A protocol by name, or from a TOML file.
+
+    Args:
+        name: one that comes with the package, or the file.
+        settings: values in place of the file's, such as `maps.normalise=percentile`.
 
     Raises:
         ConfigError: for an unknown name, key, metric or option.
@@ -71,6 +75,7 @@ def load_protocol(name: str | Path) -> Protocol:
                 nearest(str(name), protocol_names()),
             )
         path = _folder() / f"{name}.toml"
-    protocol = bind(Protocol, {"name": path.stem, **read_toml(path)}, path)
+    table = merge({"name": path.stem, **read_toml(path)}, parse_settings(settings))
+    protocol = bind(Protocol, table, path)
     protocol.build(classes=2)  # a wrong option is found before any work starts
     return protocol

@@ -38,6 +38,7 @@ class Request:
         data: data set spec, such as `shapes` or `voc2012:ROOT`.
         split: the split; None = the data set's usual one for evaluation.
         config: protocol name or TOML file.
+        settings: values in place of the protocol's, such as `maps.normalise=percentile`.
         metrics: names, to compute these instead of all of the protocol's.
         threshold_from: an earlier run (its directory or result.json): the threshold of every swept metric is
             the best one there instead of the best one here.
@@ -62,6 +63,7 @@ class Request:
     data: str = "shapes"
     split: str | None = None
     config: str = "default"
+    settings: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     threshold_from: Path | None = None
     labels: LabelRule = "truth"
