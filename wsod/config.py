@@ -19,12 +19,17 @@ from wsod.registry import nearest
 __all__ = ["bind", "dump_toml", "merge", "parse_settings", "parse_value", "plain", "read_toml", "write_text"]
 
 T = TypeVar("T")
+MAX_DOTS = 500
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's tables, or a ConfigError naming the file and line."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if max((line.count(".") for line in text.splitlines()), default=0) > MAX_DOTS:
+            # the parser's time grows with the square of a key's parts
+            raise ConfigError(path, f"lines of at most {MAX_DOTS} dots", "a key without end")
+        return tomllib.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, nested without end
         raise ConfigError(path, "a readable TOML file", error) from error
 

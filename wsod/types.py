@@ -17,7 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsod.errors import DataError, MapError
 
-__all__ = ["MAX_PIXELS", "AttentionMaps", "InstanceMasks", "Masks", "Sample", "Score", "ScoredBoxes"]
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_VALUE",
+    "AttentionMaps",
+    "InstanceMasks",
+    "Masks",
+    "Sample",
+    "Score",
+    "ScoredBoxes",
+]
 
 MAX_PIXELS = 100_000_000
 """Images above this are refused before anything is decoded or set aside: a small file can claim any size."""

@@ -11,6 +11,7 @@ from scipy import ndimage
 from wsod.boxes.merge import merge_groups
 from wsod.errors import ConfigError, MapError
 from wsod.scoremaps import resize_map
+from wsod.types import MAX_VALUE
 
 __all__ = ["Rule", "heatmap_to_boxes", "heatmap_to_mask"]
 
@@ -140,6 +141,8 @@ def _maps(heatmap: Any, size: tuple[int, int] | None) -> tuple[list[Array], bool
             raise MapError(where, "a non-empty (H, W) map", array.shape)
         if not np.isfinite(array).all():
             raise MapError(where, "finite values", "NaN or infinity")
+        if np.abs(array).max() > MAX_VALUE:
+            raise MapError(where, f"values up to {MAX_VALUE:g}", f"{np.abs(array).max():g}")
     if size is not None:
         if len(size) != 2 or min(size) < 1:
             raise ConfigError("heatmap", "size (height, width) of at least 1x1", size)

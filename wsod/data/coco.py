@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsod.data.dataset import Dataset
 from wsod.data.files import finite, inside, read_json
 from wsod.errors import DataError
-from wsod.types import Sample
+from wsod.types import MAX_PIXELS, Sample
 
 __all__ = ["Coco", "CocoMasks", "decode_counts", "decode_rle"]
 
@@ -119,7 +119,7 @@ class Coco(Dataset):
         index = self._at(index)
         image, rows = self._images[index], self._rows[self.image_ids[index]]
         size = image.get("height"), image.get("width")
-        if not all(type(side) is int and side > 0 for side in size):
+        if not all(type(side) is int and 0 < side <= MAX_PIXELS for side in size):
             where = f"{self.annotations}: image {image['id']}"
             raise DataError(where, "a positive height and width", f"{size[0]!r} and {size[1]!r}"[:200])
         height, width = int(str(size[0])), int(str(size[1]))

@@ -17,7 +17,7 @@ __all__ = ["MAX_CLASSES", "check_regular", "finite", "inside", "read_bytes", "re
 MAX_CLASSES = 1_000_000
 """Labels from this on are refused: a table a class would not fit."""
 
-MAX_UNPACKED = 1 << 30
+MAX_UNPACKED = 1 << 28
 """Bytes a gzipped list may unpack to: a small file can hold any number."""
 
 
