@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from wsod.errors import ConfigError
 from wsod.report.console import console, progress_bar, warn
 
 __all__ = ["COMMANDS", "FORMAT", "PUBLISHED"]
@@ -134,4 +136,41 @@ def report(
     console().print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)", markup=False)
 
 
-COMMANDS = (table, compare, report)
+@click.command()
+@click.argument("image", type=FILE)
+@click.option("--maps", "maps", multiple=True, required=True, metavar="NAME", help="Map method. Repeat it.")
+@click.option("--checkpoint", type=FILE, help="ft.pt of `atcon finetune`, or a state dict (with --arch).")
+@click.option("--arch", help="Architecture of a plain state dict.")
+@click.option("--target-layer", metavar="PATH", help="Module whose output is mapped, such as layer3.1.")
+@click.option("--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="CLASS", help="Class; the predicted one if not given."
+)
+@click.option("--threshold", default=0.2, show_default=True, help="Of the boxes, a fraction of the maximum.")
+@click.option("--out", type=FILE, metavar="FILE.png", help="The sheet; IMAGE-maps.png here if not given.")
+@click.option("--preview/--no-preview", default=None, help="In the terminal too; by default where it is one.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+def show(image: Path, maps: tuple[str, ...], out: Path | None, preview: bool | None, **options: Any) -> None:
+    """Draw one picture's maps by many methods, as a PNG and in the terminal.
+
+    \b
+    wsod show photo.jpg --maps gradcam --maps layercam --checkpoint ft.pt
+    """
+    from wsod.report.contact import contact_sheet, maps_of_image
+    from wsod.report.contact import preview as drawn
+
+    picture, tiles = maps_of_image(image, maps, **options)
+    sheet = contact_sheet(picture, tiles)
+    out = out or Path(f"{image.stem}-maps.png")
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError("--out", "a file to write, such as maps.png", error) from error
+    terminal = console()
+    if preview or (preview is None and terminal.is_terminal and terminal.color_system):
+        terminal.print(drawn(sheet, min(terminal.width, 160)))
+    names = ", ".join(dict.fromkeys(tile.label for tile in tiles if tile.label))
+    terminal.print(f"written: {out}{f' (class: {names})' if names else ''}", markup=False)
+
+
+COMMANDS = (table, compare, report, show)

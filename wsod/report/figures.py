@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from wsod.report.gallery import ReportRow
 from wsod.report.lines import heading, percent
 
-__all__ = ["Drawing", "curves", "histograms"]
+__all__ = ["Drawing", "curves", "histograms", "swatch"]
 
 INK = "#010203"  # stands for the page's colour
 # Okabe and Ito's colours, told apart by most eyes, in an order that keeps neighbours apart; and dashes
@@ -70,7 +70,7 @@ def _curve(
         x, y = np.asarray(thresholds, np.float64), np.asarray(values, np.float64)
         n = min(len(x), len(y))
         keep = np.unique(np.linspace(0, n - 1, min(n, 150)).astype(np.int64))
-        axes.plot(x[keep], 100 * y[keep], **_style(i), label=_plain(rows[i].name))
+        axes.plot(x[keep], 100 * y[keep], **_style(i))
         if chosen is not None:
             value = float(y[np.abs(x[:n] - chosen).argmin()])
             axes.plot([chosen], [100 * value], "o", color=COLOURS[i % len(COLOURS)], markersize=5)
@@ -79,7 +79,7 @@ def _curve(
     axes.set_ylabel("per cent")
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)
-    return _drawing(figure, axes, title, "; ".join(told))
+    return _drawing(figure, title, "; ".join(told))
 
 
 def histograms(rows: Sequence[ReportRow], ious: Mapping[int, Sequence[float]]) -> Iterator[Drawing]:
@@ -104,23 +104,27 @@ def _histogram(title: str, rows: Sequence[ReportRow], values: Mapping[int, Seque
     for i, some in values.items():
         array = np.asarray(some, np.float64).clip(0, 1)
         counts, edges = np.histogram(array, bins=BINS, range=(0, 1))
-        axes.stairs(100 * counts / len(array), edges, **_style(i), label=_plain(rows[i].name))
+        axes.stairs(100 * counts / len(array), edges, **_style(i))
         low, middle, high = (percent(float(q)) for q in np.percentile(array, [25, 50, 75]))
         told.append(f"{rows[i].name}: median {middle}, middle half {low}–{high}")
     axes.set_xlabel("score of the case")
     axes.set_ylabel("per cent of cases")
     axes.set_xlim(0, 1)
-    return _drawing(figure, axes, title, "; ".join(told))
+    return _drawing(figure, title, "; ".join(told))
 
 
 def _style(i: int) -> dict[str, Any]:
-    colour = COLOURS[i % len(COLOURS)]
-    return {"color": colour, "linestyle": DASHES[(i // len(COLOURS) + i) % len(DASHES)], "linewidth": 1.8}
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[_dash(i)], "linewidth": 1.8}
 
 
-def _plain(name: str) -> str:
-    # a leading underscore hides a line from the legend; a dollar starts a formula
-    return name.replace("$", r"\$").lstrip("_") or "maps"
+def _dash(i: int) -> int:
+    # another one whenever a colour comes again
+    return (i + 2 * (i // len(COLOURS))) % len(DASHES)
+
+
+def swatch(i: int) -> tuple[str, str]:
+    """The i-th row's colour and SVG dashes, for the legend all figures share."""
+    return COLOURS[i % len(COLOURS)], ("none", "7 3", "2 3", "8 3 2 3")[_dash(i)]
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -138,9 +142,7 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _drawing(figure: Figure, axes: Axes, title: str, text: str) -> Drawing:
-    legend = axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-    legend.set_in_layout(False)
+def _drawing(figure: Figure, title: str, text: str) -> Drawing:
     target = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})

@@ -16,7 +16,7 @@ from wsod.boxes.convert import heatmap_to_boxes
 from wsod.scoremaps import MapProcessing
 from wsod.types import AttentionMaps, Sample
 
-__all__ = ["drawn_processing", "overlay", "save_overlays"]
+__all__ = ["CLAIM", "draw_boxes", "drawn_processing", "font", "heat", "overlay", "save_overlays"]
 
 TRUTH, CLAIM = (0, 230, 118), (255, 64, 129)
 PANEL = 320  # pixels: the longer side of a panel
@@ -26,12 +26,14 @@ BARE = ("image", "attention map", "mask", "claimed boxes")
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The lettering of all pictures."""
     # comes with matplotlib, and has the letters of most class names
     return ImageFont.truetype(findfont("DejaVu Sans"), size)
 
 
-def _heat(image: NDArray[np.uint8], scores: NDArray[np.float64]) -> NDArray[np.uint8]:
+def heat(image: NDArray[np.uint8], scores: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(H, W, 3) the picture under the colours of its (H, W) score map."""
     colours = colormaps["inferno"](scores)[..., :3] * 255
     weight = 0.35 + 0.4 * scores[..., None]
     return np.asarray(image * (1 - weight) + colours * weight, np.uint8)
@@ -42,9 +44,10 @@ def _masked(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uin
     return np.asarray(np.where(mask[..., None], image, grey), np.uint8)
 
 
-def _draw_boxes(
+def draw_boxes(
     panel: Image.Image, boxes: NDArray[np.float64], colour: tuple[int, int, int], scale: float
 ) -> None:
+    """Outline (N, 4) boxes, given in pixels of a picture that the panel shows `scale` times as large."""
     draw = ImageDraw.Draw(panel)
     for x0, y0, x1, y1 in boxes * scale:
         draw.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=colour, width=2)
@@ -74,18 +77,18 @@ def overlay(
     )
     scale = PANEL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    pictures = (pixels, _heat(pixels, scores), _masked(pixels, mask), pixels)
+    pictures = (pixels, heat(pixels, scores), _masked(pixels, mask), pixels)
     panels = [Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC) for picture in pictures]
-    _draw_boxes(panels[0], truth, TRUTH, scale)
-    _draw_boxes(panels[3], truth, TRUTH, scale)
-    _draw_boxes(panels[3], claims, CLAIM, scale)
+    draw_boxes(panels[0], truth, TRUTH, scale)
+    draw_boxes(panels[3], truth, TRUTH, scale)
+    draw_boxes(panels[3], claims, CLAIM, scale)
     sheet = Image.new("RGB", (MARGIN + 4 * (size[0] + MARGIN), HEAD + size[1] + CAPTION), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 5), title, fill="black", font=_font(13))
+    draw.text((MARGIN, 5), title, fill="black", font=font(13))
     for i, (panel, caption) in enumerate(zip(panels, CAPTIONS if len(truth) else BARE, strict=True)):
         left = MARGIN + i * (size[0] + MARGIN)
         sheet.paste(panel, (left, HEAD))
-        draw.text((left, HEAD + size[1] + 2), caption, fill="dimgray", font=_font(11))
+        draw.text((left, HEAD + size[1] + 2), caption, fill="dimgray", font=font(11))
     return sheet
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from wsod.config import write_text
 from wsod.errors import ConfigError
-from wsod.report.figures import curves, histograms
+from wsod.report.figures import curves, histograms, swatch
 from wsod.report.gallery import Gallery, ReportRow, chosen_cases, gallery, report_rows
 from wsod.report.lines import Line, heading, lines, percent, short_names
 from wsod.results import Result
@@ -90,6 +90,7 @@ def write_report(
         "metrics": list(dict.fromkeys(name for row in rows for name in row.row.scores)),
         "summary": _summary(lines({names[path]: result for path, result in results.items()}, published)),
         "origins": _origins(results, names),
+        "legend": [(row.name, *swatch(i)) for i, row in enumerate(rows)],
         "curves": list(curves(rows)),
         "histograms": list(histograms(rows, found.ious)),
         "classes": _classes(rows),
