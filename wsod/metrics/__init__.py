@@ -11,6 +11,7 @@ from wsod.metrics.corloc import CorLoc, CorLocImage
 from wsod.metrics.energy_pointing_game import EnergyPointingGame
 from wsod.metrics.gt_known_loc import GTKnownLoc
 from wsod.metrics.insertion import Deletion, Insertion
+from wsod.metrics.jaccard import Jaccard
 from wsod.metrics.map_stability import MapStability
 from wsod.metrics.mask_iou import MaskIoU
 from wsod.metrics.max_box_acc import MaxBoxAcc
@@ -39,6 +40,7 @@ __all__ = [
     "GTKnownLoc",
     "IncreaseInConfidence",
     "Insertion",
+    "Jaccard",
     "MIoU",
     "MIoUATCON",
     "MapStability",
@@ -67,6 +69,7 @@ _METRICS: tuple[type[Metric], ...] = (
     PointingGame,
     EnergyPointingGame,
     MaskIoU,
+    Jaccard,
     PxAP,
     MIoU,
     MIoUATCON,
