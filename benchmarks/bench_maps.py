@@ -11,6 +11,9 @@ take beyond what was there before (a run of its own, by the allocator's counters
 process's peak, in a process of its own).
 
     python benchmarks/bench_maps.py [--rounds N] [--rows NAME …] [--batches N …] [--device D] [--json FILE]
+
+`--end-to-end N` adds images a second of `wsod maps` on N JPEG files, beside the bare forward of tensors in
+memory. On a GPU (`--device cuda`) the same rows run at batch 32 and 128, with its clock and its counters.
 """
 
 from __future__ import annotations
@@ -26,13 +29,16 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from map_peers import MODULES, Maker, Work, peers
+from map_pipeline import images_a_second
 from torch import Tensor, nn
 
 from wsod.maps import METHODS, attention_maps
@@ -43,10 +49,13 @@ GRADIENT_CAMS = ("gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "el
 MASKS = 64  # channels of the layer that Score-CAM is timed on: a pass a channel, whatever the layer
 
 
-def network(device: str) -> Classifier:
+@cache
+def network(device: str, arch: str = "resnet50") -> Classifier:
     torch.manual_seed(0)
-    classifier = build_classifier("resnet50", [str(k) for k in range(CLASSES)])
+    classifier = build_classifier(arch, [str(k) for k in range(CLASSES)])
     for module in classifier.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():  # torchvision's ViT starts with zeros
+            nn.init.normal_(module.weight, std=0.03)
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
@@ -61,7 +70,8 @@ class Row:
     methods: tuple[str, ...]
     peers: dict[str, Maker]
     labels: int = 1
-    target: str | None = None
+    target: str | None = "layer4"
+    arch: str = "resnet50"
     limit: str = ""
     heavy: bool = False
 
@@ -86,6 +96,7 @@ ROWS = [
         limit="1.10",
     ),
     Row("five classes", ("gradcam",), peers(pgc="GradCAM", torchcam="GradCAM"), labels=5, limit="1.10"),
+    Row("gradcam, ViT-B/16", ("gradcam",), {}, target=None, arch="vit_b_16", limit="1.10"),
     Row("finercam", ("finercam",), {}),
     Row("shapleycam", ("shapleycam",), peers(pgc="ShapleyCAM")),
     Row("gradient", ("gradient",), peers(captum="Saliency"), limit="2.6"),
@@ -100,8 +111,8 @@ ROWS = [
     Row(
         "integratedgradients-50",
         ("integratedgradients:steps=50",),
-        peers(captum="IntegratedGradients"),
-        limit="50 x gradient + 3 %",
+        peers(captum="IntegratedGradients", plain="50"),
+        limit="plain + 3 %",
         heavy=True,
     ),
     Row(
@@ -196,8 +207,7 @@ def peak_mb(row: Row, batch: int, who: str, device: str) -> float:
 
 def _print_peak(name: str, who: str, batch: int, device: str) -> None:
     row = next(one for one in ROWS if one.name == name)
-    classifier = network(device)
-    _retarget(classifier, row)
+    classifier = _for(row, device)
     images = torch.randn(batch, 3, SIDE, SIDE, device=device)
     absent = {title: "" for title in MODULES if title != who}
     work = contenders(row, classifier, images, absent)[who]
@@ -221,14 +231,15 @@ def _kilobytes(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def _retarget(classifier: Classifier, row: Row) -> None:
-    classifier.target_layer = row.target or "layer4"
+def _for(row: Row, device: str) -> Classifier:
+    """The row's network; every row of one architecture shares it."""
+    classifier = network(device, row.arch)
+    classifier.target_layer = row.target or classifier.target_layer
+    return classifier
 
 
-def measure(
-    row: Row, classifier: Classifier, batch: int, rounds: int, device: str, absent: dict[str, str]
-) -> list[dict[str, Any]]:
-    _retarget(classifier, row)
+def measure(row: Row, batch: int, rounds: int, device: str, absent: dict[str, str]) -> list[dict[str, Any]]:
+    classifier = _for(row, device)
     images = torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(device)
     works = contenders(row, classifier, images, absent)
     with _Counter() as counter:
@@ -266,7 +277,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", nargs="*", help="names of rows; all but the heavy ones by default")
     parser.add_argument("--heavy", action="store_true", help="with the rows that take minutes")
-    parser.add_argument("--batches", nargs="*", type=int, default=[1, 8])
+    parser.add_argument("--batches", nargs="*", type=int, help="1 and 8; on a GPU 32 and 128")
+    parser.add_argument("--end-to-end", type=int, default=0, metavar="N", help="`wsod maps` on N files too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory", action="store_true", help="peak memory too, a process a number")
     parser.add_argument("--json", type=Path)
@@ -289,11 +301,11 @@ def main() -> None:
         f"{'row':<30}{'ours s':>9}{'/ floor':>9}{'at most':>9}{'fwd':>8}{'bwd':>5}  peer (s, times ours)"
     )
     print(columns)
-    classifier, found = network(options.device), []
+    found: list[dict[str, Any]] = []
     for row in rows:
-        for batch in options.batches:
+        for batch in options.batches or ([1, 8] if options.device == "cpu" else [32, 128]):
             rounds = 1 if row.heavy else options.rounds
-            entries = measure(row, classifier, batch, rounds, options.device, absent)
+            entries = measure(row, batch, rounds, options.device, absent)
             if options.memory:
                 for who in ("floor", "ours"):
                     entries[0][f"{who}_mb"] = peak_mb(row, batch, who, options.device)
@@ -307,6 +319,8 @@ def main() -> None:
                 f"{one['limit'][:8]:>9}{one['forwards']:>8.0f}{one['backwards']:>5}  {others}{memory}",
                 flush=True,
             )
+    if options.end_to_end:
+        found.append(images_a_second(network(options.device), options.end_to_end, options.device))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -22,6 +22,7 @@ MODULES = {
     "torchcam": "torchcam",
     "captum": "captum",
     "zennit": "zennit",
+    "forward and input backward": "torch",
 }
 
 
@@ -96,11 +97,26 @@ def zennit(
     return work
 
 
+def plain(kind: str, classifier: Classifier, images: Tensor, labels: Labels) -> Work:
+    """So many times the forward pass and the backward pass to the input, parameters frozen."""
+    classifier.requires_grad_(False)
+    rows = torch.arange(len(images), device=images.device)
+    columns = torch.tensor([some[0] for some in labels], device=images.device)
+
+    def work() -> None:
+        for _ in range(int(kind)):
+            x = images.clone().requires_grad_()
+            torch.autograd.grad(classifier(x)[rows, columns].sum(), x)
+
+    return work
+
+
 _MAKERS: dict[str, tuple[str, Any]] = {
     "pgc": ("pytorch-grad-cam", pgc),
     "torchcam": ("torchcam", torchcam),
     "captum": ("captum", captum),
     "zennit": ("zennit", zennit),
+    "plain": ("forward and input backward", plain),
 }
 
 
