@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": {"errors", "types", "data", "models", "maps"},
     "detectionfiles": {"errors", "types", "data"},
     "scoring": {"errors", "types", "board", "metrics", "pipeline", "request"},
+    "fitting": {"errors", "registry", "device", "data", "models", "maps", "pipeline"},
     "request": {
         "errors",
         "config",

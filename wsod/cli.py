@@ -156,6 +156,34 @@ def evaluate(
             console().print(f"pictures: {out}/overlays", markup=False)
 
 
+@main.command()
+@click.argument("method")
+@click.option("--checkpoint", type=FILE, required=True, help="ft.pt, or a plain state dict (with --arch).")
+@click.option("--arch", help="Architecture of a plain state dict.")
+@click.option("--target-layer", metavar="PATH", help="Module whose output is mapped.")
+@click.option("--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own.")
+@click.option("--data", default="shapes", show_default=True, metavar="SPEC", help="Images with labels.")
+@click.option("--split", default="train", show_default=True, help="Not the one that will be scored.")
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="First N images only.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the fit.")
+@click.option("--out", type=FILE, required=True, help="The file; used as --maps METHOD:fit=FILE.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True)
+def fit(method: str, out: Path, settings: tuple[str, ...], **options: Any) -> None:
+    """Fit a map method that learns from image labels, such as broadcam.
+
+    \b
+    wsod fit broadcam --checkpoint ft.pt --data shapes --out broadcam.pt
+    wsod evaluate --maps broadcam:fit=broadcam.pt --checkpoint ft.pt
+    """
+    from wsod.config import parse_settings
+    from wsod.fitting import fit_method
+
+    with progress_bar(f"fitting {method}") as progress:
+        fit_method(method, out, options=parse_settings(settings), progress=progress, **options)
+    console().print(f"written: {out}; use it as --maps {method}:fit={out}", markup=False)
+
+
 @main.command("maps")
 @_shared
 @click.option("--out", type=FOLDER, required=True, help="Each method's maps go to OUT/METHOD.")

@@ -164,6 +164,8 @@ def suited(method: MapMethod) -> str:
     """The kind of network a method can work on."""
     if method.function is attention:
         return "lfi"
+    if method.fit is not None:
+        return "fitted"  # see test_broadcam.py
     return "vit" if method.needs & ATTENTION else "relu"
 
 

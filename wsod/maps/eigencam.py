@@ -16,7 +16,8 @@ def eigencam(tape: Tape, cases: Tensor, *, create_graph: bool = False, centre: b
     With X (h·w, D) the cells' features, the map is X·v for the first right singular vector v, computed as u·σ
     from the smaller of the two Gram matrices, X·Xᵀ or Xᵀ·X. The sign of a singular vector is arbitrary; here
     it is the one that makes the map grow with the length of the feature vectors: Σ map·(‖X‖ - mean ‖X‖) ≥ 0,
-    where ‖X‖ is before centring. The map is the same for every class of an image.
+    where ‖X‖ is before centring; without centring Σ map·‖X‖ ≥ 0, so that the map of rectified features is
+    nowhere negative. The map is the same for every class of an image.
 
     Differs from the paper: each channel's mean over the cells is subtracted first, as in the implementations
     in use (`centre=False`: as written).
@@ -72,7 +73,9 @@ def _component(cells: Tensor, grows_with: Tensor, centre: bool, differentiable: 
     else:
         maps = cells @ _first_eigenvector(cells.transpose(1, 2) @ cells, differentiable)
     maps = maps.squeeze(2)
-    agreement = (maps * (grows_with - grows_with.mean(1, keepdim=True))).sum(1, keepdim=True)
+    # without centring the component of features that are not negative has one sign (Perron-Frobenius)
+    grows_with = grows_with - grows_with.mean(1, keepdim=True) if centre else grows_with
+    agreement = (maps * grows_with).sum(1, keepdim=True)
     return torch.where(agreement < 0, -maps, maps)
 
 

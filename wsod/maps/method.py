@@ -17,6 +17,7 @@ from wsod.errors import ConfigError, MapError
 from wsod.registry import nearest
 
 if TYPE_CHECKING:
+    from wsod.maps.fitted import Fit
     from wsod.maps.tape import Tape
 
 __all__ = ["MapMethod", "Need", "combine", "rectify"]
@@ -26,6 +27,7 @@ Need = Literal[
     "attentions",
     "biases",
     "class_weights",
+    "fit",
     "forwards",
     "gradient",
     "hessian",
@@ -55,14 +57,15 @@ class MapMethod:
             `gradient` and `hessian` (at the target layer), `input_gradient` (the whole graph), `biases` (the
             outputs of all layers that have one), `forwards` (further forward passes), `attentions` and
             `attention_gradients` (a transformer's attention weights), `relevance` and `probability` (backward
-            rules of linear layers, and of sums and means), `image` (its pixels, no classifier),
-            `nothing` (neither classifier nor image).
+            rules of linear layers, and of sums and means), `fit` (something learned before from images with
+            labels), `image` (its pixels, no classifier), `nothing` (neither classifier nor image).
         class_specific: whether the map depends on the class.
         differentiable: whether `create_graph=True` gives maps that can be trained through.
         values: `raw` scores of any sign, or `probability`.
         supervision: what it uses beyond the classifier's own.
         point: for a control that is a point by definition, `(size) → (x, y)` in pixels of the image.
         options: values of the function's own options, where they are not its defaults.
+        fit: what `wsod fit` calls, for a method that needs one; the result's file is its option `fit`.
     """
 
     function: Callable[..., Any]
@@ -75,6 +78,7 @@ class MapMethod:
     supervision: tuple[str, ...] = ()
     point: Callable[[tuple[int, int]], tuple[float, float]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    fit: Fit | None = None
 
     def configured(self, options: Mapping[str, Any]) -> MapMethod:
         """This method with other values of its options.

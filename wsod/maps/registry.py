@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wsod.config import parse_settings
 from wsod.maps.ablation import ablationcam
 from wsod.maps.backprop import deconvnet, gradient, guidedbackprop, guidedgradcam, inputxgradient
+from wsod.maps.broadcam import broadcam, fit_broadcam
 from wsod.maps.cam import cam
 from wsod.maps.captum_bridge import captum_method
 from wsod.maps.controls import center, center_point, random, sobel, uniform
@@ -14,6 +17,7 @@ from wsod.maps.elementwise import elementgradcam, hirescam, layercam
 from wsod.maps.excitation import contrastiveexcitationbackprop, excitationbackprop
 from wsod.maps.extremal import extremalperturbation
 from wsod.maps.finercam import finercam
+from wsod.maps.fitted import Fitted
 from wsod.maps.fullgrad import fullgrad
 from wsod.maps.gradcam import gradcam, gradcam_plus_plus, xgradcam
 from wsod.maps.legrad import legrad
@@ -48,7 +52,12 @@ class _Methods(Registry[MapMethod]):
             method = captum_method(kind)
         else:
             method = super().__getitem__(base)
-        return method.configured(parse_settings(text.split(","))) if colon else method
+        method = method.configured(parse_settings(text.split(","))) if colon else method
+        if method.fit is not None and "fit" in method.options:
+            fitted = Fitted.load(str(method.options["fit"]), base)
+            options = {**method.options, "fit": fitted, "layers": fitted.layers}
+            return replace(method, options=options)
+        return method
 
 
 METHODS: Registry[MapMethod] = _Methods(
@@ -56,6 +65,14 @@ METHODS: Registry[MapMethod] = _Methods(
     {
         "cam": MapMethod(
             cam, "Σ W[k,d]·A_d, W the classifier's weights", "Zhou et al. 2016", frozenset({"class_weights"})
+        ),
+        "broadcam": MapMethod(
+            broadcam,
+            "ReLU Σ V[k,d]·A_d, V a ridge regression of image labels on pooled features (`wsod fit`)",
+            "Lin et al. 2023",
+            frozenset({"fit"}),
+            supervision=("image labels",),
+            fit=fit_broadcam,
         ),
         "gradcam": MapMethod(gradcam, "ReLU Σ mean(g_d)·A_d", "Selvaraju et al. 2017", _LAYER),
         "gradcam++": MapMethod(

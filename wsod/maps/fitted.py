@@ -1,0 +1,103 @@
+"""What a map method learned from images before its first map: tensors on disk, and whose classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsod.config import plain
+from wsod.errors import CheckpointError
+from wsod.models.checkpoint import load_file
+from wsod.models.classifier import Classifier
+
+__all__ = ["Fit", "Fitted"]
+
+_FORMAT = "wsod-fit-1"
+
+Fit = Callable[..., "Fitted"]
+"""(classifier, batches of (images (N, 3, H, W), multi-hot labels (N, C)), **options) → what was learned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """The state of a fitted map method.
+
+    Args:
+        method: its name in `METHODS`.
+        classes: the classifier's classes, in the order of its logits.
+        layers: paths of the layers whose features it reads.
+        tensors: what it learned.
+        about: options and counts, plain values.
+    """
+
+    method: str
+    classes: tuple[str, ...]
+    layers: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write it whole or not at all.
+
+        Raises:
+            CheckpointError: where the file cannot be written.
+        """
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        contents = {
+            "format": _FORMAT,
+            "method": self.method,
+            "classes": list(self.classes),
+            "layers": list(self.layers),
+            "tensors": {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()},
+            "about": plain(self.about),
+        }
+        try:
+            torch.save(contents, aside)
+            aside.replace(path)
+        except OSError as error:
+            raise CheckpointError(path, "a file that can be written", error) from error
+        finally:
+            aside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, method: str) -> Fitted:
+        """What `save` wrote; nothing in the file is run.
+
+        Raises:
+            CheckpointError: where the file is missing, damaged, or of another method.
+        """
+        contents = load_file(path)
+        if contents.get("format") != _FORMAT or contents.get("method") != method:
+            got = contents.get("method", "something else")
+            raise CheckpointError(path, f"a fit of {method}", got, f"Make one with `wsod fit {method}`.")
+        return cls(
+            method,
+            tuple(contents["classes"]),
+            tuple(contents["layers"]),
+            dict(contents["tensors"]),
+            dict(contents["about"]),
+        )
+
+    def check(self, classifier: Classifier) -> None:
+        """Refuse a classifier of other classes.
+
+        Raises:
+            CheckpointError: naming the difference.
+        """
+        if tuple(classifier.classes) != self.classes:
+            pairs = zip(self.classes, classifier.classes, strict=False)
+            differ = [f", such as {got!r} for {wanted!r}" for wanted, got in pairs if wanted != got]
+            first = differ[0] if differ else ""
+            raise CheckpointError(
+                f"fit of {self.method}",
+                f"a classifier of the {len(self.classes)} classes it was fitted with, in their order",
+                f"{len(classifier.classes)} classes{first}",
+                f"Fit it to this classifier with `wsod fit {self.method}`.",
+            )
