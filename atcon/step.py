@@ -46,6 +46,7 @@ class Stepper:
         self.name, self.stage, self.steps, self.world = name, stage, steps, world
         self.classifier, self.objectives = classifier, objectives
         self.optimiser = make_optimiser(stage, classifier)
+        self.trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.transforms = make_transforms(name, stage)
         layout = torch.channels_last if stage.channels_last else torch.contiguous_format
         cast(Any, classifier).to(memory_format=layout)
@@ -82,11 +83,10 @@ class Stepper:
             for found in self._backward(objective, batch, whole, weight, step):
                 for label, value in found.items():
                     scalars[label] = scalars.get(label, nothing) + value
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        scalars = self.world.add_up(parameters, scalars)
+        scalars = self.world.add_up(self.trained, scalars)
         total = sum((weight * scalars[key] for key, weight in active.items()), nothing)
         if self.stage.clip:
-            scalars["grad_norm"] = nn.utils.clip_grad_norm_(parameters, self.stage.clip)
+            scalars["grad_norm"] = nn.utils.clip_grad_norm_(self.trained, self.stage.clip)
         labels = ["loss", *scalars]
         # one transfer from the device a step
         numbers = torch.stack([value.double() for value in (total, *scalars.values())]).tolist()
@@ -117,5 +117,6 @@ class Stepper:
             precision = torch.autocast(device.type, torch.bfloat16, enabled=self.stage.amp == "bf16")
             with precision, SharedStatistics() if self.world.size > 1 else nullcontext():
                 found = objective(cast(Classifier, self._called), part, step)
-            (weight * share * found[objective.name]).backward()  # type: ignore[no-untyped-call]
+            # no derivative is computed that nothing is changed by: of the images, of what is not trained
+            torch.autograd.backward(weight * share * found[objective.name], inputs=self.trained)
             yield {key: share * value.detach().float().to(device) for key, value in found.items()}
