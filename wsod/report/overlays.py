@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from wsod.boxes.convert import heatmap_to_boxes
+from wsod.output import write_bytes
 from wsod.scoremaps import MapProcessing
 from wsod.types import AttentionMaps, Sample
 
@@ -117,8 +119,9 @@ def save_overlays(
                 )
                 stem = f"{sample.image_id}_{classes[label]}".replace("/", "_")
                 path = folder / name.replace("/", "_") / f"{stem}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(path)
+                file = BytesIO()
+                picture.save(file, "PNG")
+                write_bytes(path, file.getvalue())
                 paths.append(path)
     return paths
 
