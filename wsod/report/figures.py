@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,6 +150,9 @@ def _drawing(figure: Figure, title: str, text: str) -> Drawing:
     svg = target.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # ids are the whole page's
+    own = f"f{hashlib.sha256(title.encode()).hexdigest()[:8]}-"
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{own}", svg)
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', r'\1 role="img"', svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?)height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
     return Drawing(title, Markup(svg), text)

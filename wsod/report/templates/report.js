@@ -94,7 +94,9 @@
   };
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", (event) => (event.target.matches(".layer, .method, [type=range]") ? draw() : show()));
+  const changed = (event) => (event.target.matches(".layer, .method, [type=range]") ? draw() : show());
+  form.addEventListener("input", changed);
+  form.addEventListener("change", changed);
   form.addEventListener("reset", () => setTimeout(() => { show(); draw(); }));
   show();
   draw();
