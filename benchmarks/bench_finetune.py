@@ -52,7 +52,7 @@ MARKS = {"second order": 4.5, "detached mask": 2.3}
 def whole_backward(
     classifier: Classifier, x: Tensor, label: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The target layer's output and its gradient, the image's, and the class (the top one where none is told).
+    """The target layer's output and its gradient, the image's, and the class (the top one if none is told).
 
     The gradient of every parameter is computed as well.
     """

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from atcon.config import StageConfig, TermConfig
+from atcon.config import StageConfig, TermConfig, load_config
 from atcon.schedules import learning_rate, shares, steps_of, weights
 
 SIZES = {"labelled": 16, "unlabelled": 64}
@@ -21,6 +21,20 @@ def test_alternating_draws_match_their_probability():
     assert abs(count - n * p) < 3 * math.sqrt(n * p * (1 - p))
     assert drawn[:50] == [weights(ALTERNATING, SIZES, step, seed=3) for step in range(50)]
     assert drawn[:50] != [weights(ALTERNATING, SIZES, step, seed=4) for step in range(50)]
+
+
+def test_the_alternating_recipe_draws_as_the_public_code_does():
+    """p = α·Ns/(α·Ns + Nu) a step, ⌊α·Ns/b + Nu/b⌋ steps an epoch."""
+    stage = load_config("alternating").stages["alternating"]
+    sizes, alpha = {"labelled": 160, "unlabelled": 1840}, stage.objectives["supervised"].share
+    p = alpha * 160 / (alpha * 160 + 1840)
+    steps, epoch = steps_of(stage, sizes)
+    assert epoch == math.floor(alpha * 160 / stage.batch + 1840 / stage.batch) == 390
+    assert steps == stage.epochs * epoch
+    drawn = [weights(stage.objectives, sizes, step, seed=11) for step in range(steps)]
+    count = sum(names == {"supervised": 1.0} for names in drawn)
+    assert count + sum(names == {"atcon": 1.0} for names in drawn) == steps
+    assert abs(count - steps * p) < 3 * math.sqrt(steps * p * (1 - p))
 
 
 def test_a_ramp_starts_at_nothing():
