@@ -135,6 +135,7 @@ def evaluate(
     """Make attention maps (or read them), score them by a protocol, print the table.
 
     \b
+    wsod evaluate --maps center                              a first look: needs neither model nor data
     wsod evaluate --maps gradcam --checkpoint ft.pt
     wsod evaluate --maps gradcam --maps center --checkpoint ft.pt --data voc2012:VOCdevkit --out runs/a
     """
@@ -195,7 +196,11 @@ def fit(method: str, out: Path, settings: tuple[str, ...], **options: Any) -> No
     help="Pictures of the first N cases under OUT/overlays.",
 )
 def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
-    """Compute and store attention maps only. Run again, it goes on where it stopped."""
+    """Compute and store attention maps only. Run again, it goes on where it stopped.
+
+    \b
+    wsod maps --maps gradcam --checkpoint ft.pt --out runs/maps
+    """
     from wsod.evaluation import compute_maps
 
     with progress_bar("computing maps") as progress:
@@ -331,7 +336,11 @@ def download_command(name: str, root: Path | None) -> None:
 def boxes(
     paths: tuple[Path, ...], format_: str, label: str | None, annotations: Path | None, **options: Any
 ) -> None:
-    """Turn heatmap files (.npy, .npz, PNG) into boxes."""
+    """Turn heatmap files (.npy, .npz, PNG) into boxes.
+
+    \b
+    wsod boxes heatmap.npy --threshold 0.2
+    """
     from wsod.report.boxes import boxes_of_files, format_boxes
 
     found = boxes_of_files(paths, **options)

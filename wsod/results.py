@@ -97,6 +97,9 @@ class Result:
         path = directory / "result.json" if directory.is_dir() else directory
         try:
             table = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            hint = f"Write one with: wsod evaluate --maps center --out {directory}"
+            raise DataError(path, "a result.json of `wsod evaluate --out`", "no such file", hint) from None
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(path, "a result.json written by `wsod evaluate --out`", error) from error
         schema = table.get("schema") if isinstance(table, dict) else type(table).__name__

@@ -197,7 +197,7 @@ def test_command(tmp_path: Path, runs: Path) -> None:
     assert target.read_text("utf-8").count("<article") == 4
     wrong = CliRunner().invoke(main, ["report", "nowhere", "--out", str(target)])
     assert wrong.exit_code == 1
-    assert "wsod evaluate --out" in wrong.stderr
+    assert "wsod evaluate --maps center --out nowhere" in wrong.stderr
 
 
 def shown(driver: Any) -> list[str]:

@@ -131,7 +131,8 @@ def load_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(path, "a checkpoint or weights file", "no such file")
+        hint = "Train one with `atcon finetune --out runs/first`: it leaves runs/first/ft.pt."
+        raise CheckpointError(path, "a checkpoint or weights file", "no such file", hint)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file as load_safetensors

@@ -32,7 +32,11 @@ RUNS = click.argument("runs", nargs=-1, required=True, type=FILE)
 @FORMAT
 @PUBLISHED
 def table(runs: tuple[Path, ...], style: str, published: bool) -> None:
-    """Print the results of earlier runs as one table."""
+    """Print the results of earlier runs as one table.
+
+    \b
+    wsod table runs/a runs/b --format markdown
+    """
     from wsod.report.formats import format_results
     from wsod.report.tables import print_results
     from wsod.results import Result
@@ -119,11 +123,10 @@ def report(
 ) -> None:
     """Write runs as one HTML page: scores, curves, classes, and a gallery of cases.
 
-    \b
-    wsod evaluate --maps gradcam --checkpoint ft.pt --out runs/a --save-maps
-    wsod report runs/a --out report.html
-
     Pictures need the maps, so evaluate with --save-maps; the page says which are missing.
+
+    \b
+    wsod report runs/a --out report.html                    after: wsod evaluate … --save-maps --out runs/a
     """
     from wsod.report.page import write_report
 

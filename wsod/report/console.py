@@ -49,6 +49,13 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.MissingParameter as error:
+            example = _example(error.ctx.command if error.ctx else None)
+            if example and error.ctx:
+                raise click.UsageError(
+                    f"{error.format_message()} For example: {example}", error.ctx
+                ) from error
+            raise
         except WsodError as error:
             fail(" ".join(str(error).split()))
             ctx.exit(1)
@@ -63,6 +70,12 @@ class Group(click.Group):
             hint = f" Did you mean '{close[0]}'?" if close else ""
             ctx.fail(f"No such command '{args[0]}'.{hint}")
         return super().resolve_command(ctx, args)
+
+
+def _example(command: click.Command | None) -> str:
+    """The first example of a command's help: the first line after a backspace, up to its explanation."""
+    _, mark, examples = ((command.help if command else "") or "").partition("\b")
+    return examples.strip().split("\n")[0].split("   ")[0].strip() if mark else ""
 
 
 @contextmanager
