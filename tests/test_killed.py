@@ -1,0 +1,127 @@
+"""Runs that are killed, or whose disk fails, and run again: nothing is lost, computed or counted twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from wsod.errors import ConfigError, OutputError
+from wsod.evaluation import compute_maps, evaluate
+from wsod.output import only_writer
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked and killed")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from wsod.data import open_dataset
+    from wsod.models import build_classifier, save_checkpoint
+
+    torch.manual_seed(0)
+    classifier = build_classifier("smallnet", open_dataset("shapes").classes, task="multilabel", size=64)
+    path = tmp_path_factory.mktemp("model") / "ft.pt"
+    save_checkpoint(path, classifier, recipe={}, metrics={}, provenance={})
+    return path
+
+
+def helper(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.killed", *map(str, arguments)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    report: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return report
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a finished run, but the checksums' lines and the commit, which may differ."""
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = {name: data for name, data in files.items() if not name.endswith("files.jsonl")}
+    return {name: re.sub(rb'"git": [^,]*', b"", data) for name, data in files.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "seed"), [("evaluate", 1), ("maps", 2)])
+def test_killed_at_random_moments(tmp_path: Path, checkpoint: Path, job: str, seed: int) -> None:
+    report = helper("kill", job, checkpoint, tmp_path, 25, seed)
+    assert report["kills"] == 25
+    assert report["twice"] == 0
+    whole = contents(tmp_path / "whole")
+    assert len(whole) == (2 if job == "evaluate" else 3 * 25)
+    for number in range(report["outs"]):
+        assert contents(tmp_path / f"out{number}") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["few", "few, kept", "few maps"])
+def test_every_write_fails_once(tmp_path: Path, checkpoint: Path, job: str) -> None:
+    report = helper("faults", job, checkpoint, tmp_path)
+    *failed, done = report["ends"][:-4]
+    assert done == "done"
+    assert len(failed) > 10
+    for end in (*failed, *report["ends"][-4:]):
+        assert end in ("done", "survived") or end.startswith("WsodError: "), end
+        assert "\n" not in end
+    assert not any(end == "done" for end in failed)
+    assert report["left"] == []
+    whole = contents(tmp_path / "whole")
+    for folder in tmp_path.iterdir():
+        assert contents(folder) == whole, folder
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "a"):
+        for run in (
+            lambda: evaluate("center", limit=2, out=tmp_path / "a"),
+            lambda: compute_maps("center", tmp_path / "a", limit=2),
+        ):
+            with pytest.raises(
+                OutputError, match=r"a: expected a folder no one else writes to, got another process"
+            ):
+                run()
+    assert list((tmp_path / "a").iterdir()) == []
+    evaluate("center", limit=2, out=tmp_path / "a")
+
+
+def test_maps_made_otherwise_are_not_mixed(tmp_path: Path, checkpoint: Path) -> None:
+    options: dict[str, Any] = {"checkpoint": checkpoint, "limit": 3, "device": "cpu"}
+    compute_maps("gradcam", tmp_path, **options)
+    with pytest.raises(ConfigError, match=r"maps made with labels = 'predicted', got labels = 'truth'"):
+        compute_maps("gradcam", tmp_path, labels="predicted", **options)
+    with pytest.raises(ConfigError, match="maps made with data"):
+        compute_maps("gradcam", tmp_path, data="shapes:seed=1", **options)
+    assert compute_maps("gradcam", tmp_path, **options)[0] == 0
+
+
+def test_a_damaged_map_is_named_and_made_again(tmp_path: Path, checkpoint: Path) -> None:
+    options: dict[str, Any] = {"checkpoint": checkpoint, "limit": 5, "device": "cpu", "batch_size": 1}
+    compute_maps("gradcam", tmp_path / "m", **options)
+    path = tmp_path / "m/gradcam/test_00003.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    skipped = evaluate(tmp_path / "m", limit=5, on_error="skip").skipped
+    assert [one["image"] for one in skipped] == ["test_00003"]
+    assert f"{path}: expected the file whose checksum" in skipped[0]["error"]
+    said: list[str] = []
+    assert compute_maps("gradcam", tmp_path / "m", notice=said.append, **options)[0] == 1
+    assert said == [f"{path}: expected the file that was written, got another. It is made again."]
+    assert path.read_bytes() == whole
+    assert not evaluate(tmp_path / "m", limit=5).skipped
+
+
+def test_half_a_last_line_is_left_out(tmp_path: Path, checkpoint: Path) -> None:
+    """What a process killed while it wrote may leave."""
+    options: dict[str, Any] = {"checkpoint": checkpoint, "limit": 4, "device": "cpu", "batch_size": 2}
+    compute_maps("gradcam", tmp_path, **options)
+    path = tmp_path / "gradcam/files.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert compute_maps("gradcam", tmp_path, **options)[0] == 2
+    assert compute_maps("gradcam", tmp_path, **options)[0] == 0
