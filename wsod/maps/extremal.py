@@ -47,7 +47,10 @@ def extremalperturbation(
 
     Differs from the paper: the mask and its sorted values are those on the grid, enlarged bilinearly. Beyond
     the border the grid's edge is repeated, and equal values share their places in the sorting, so that the
-    score alone breaks the symmetry of the start.
+    score alone breaks the symmetry of the start. Bump, temperature, λ and its growth, rate and momentum are
+    those of the authors' TorchRay, read for comparison; it starts from heights of 1, damps the momentum
+    (each step is a tenth of ours), mirrors the image at every second step, cuts a bump off one grid cell
+    beyond σ, and takes zeros and a margin beyond the border, which counts towards the area.
 
     Args:
         tape: the forward pass.
