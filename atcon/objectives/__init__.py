@@ -8,6 +8,7 @@ from atcon.objectives.consistency import Consistency, consistency_loss
 from atcon.objectives.gain import Gain, gain_loss
 from atcon.objectives.isnet import ISNet, isnet_loss
 from atcon.objectives.layer_attention import LayerAttention, layer_attention_loss
+from atcon.objectives.likelihood import Likelihood
 from atcon.objectives.rrr import RRR, rrr_loss
 from atcon.objectives.supervised import Supervised, supervised_loss
 from wsod.registry import Registry
@@ -26,5 +27,8 @@ __all__ = [
 
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "objective",
-    {entry.name: entry for entry in (Supervised, Consistency, LayerAttention, ISNet, RRR, Gain, CamLoss)},
+    {
+        entry.name: entry
+        for entry in (Supervised, Consistency, LayerAttention, ISNet, RRR, Gain, CamLoss, Likelihood)
+    },
 )

@@ -30,7 +30,8 @@ class CALM(Head):
     `probability-maps`.
 
     Differs from the paper's code: there the sum Σ g is detached, so that every position's g is only ever
-    pushed up (`detach_norm`); g is a softplus, which cannot be zero everywhere as a ReLU can (`gate`).
+    pushed up (`detach_norm`, which needs the objective `likelihood`); g is a softplus, which cannot be zero
+    everywhere as a ReLU can (`gate`).
 
     Args:
         gate: `softplus` or `relu` of the location's scores.
