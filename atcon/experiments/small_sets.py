@@ -50,19 +50,20 @@ FINETUNE: Mapping[str, Any] = {
     "evaluate_every": 1_000_000,
     "select": "last",
 }
-ATCON: Mapping[str, Any] = {"mask_scale": "std", "mask_slope": 4.0}
+STD: Mapping[str, Any] = {"mask_scale": "std", "mask_slope": 4.0}
 
 VARIANTS: Registry[Mapping[str, Any]] = Registry(
     "way to fine-tune",
     {
-        "atcon": {"objectives": {"atcon": ATCON}},
-        "combining": {"objectives": {"supervised": {}, "atcon": {**ATCON, "weight": 0.3}}},
+        "raw": {"objectives": {"atcon": {"mask_scale": "raw", "mask_slope": 40.0}}},
+        "std": {"objectives": {"atcon": STD}},
+        "combining": {"objectives": {"supervised": {}, "atcon": {**STD, "weight": 0.3}}},
         "bce": {"objectives": {"supervised": {}}},
-        "random-mask": {"objectives": {"atcon": {**ATCON, "control": "random_mask"}}},
-        "shuffled-maps": {"objectives": {"atcon": {**ATCON, "control": "shuffled_maps"}}},
+        "random-mask": {"objectives": {"atcon": {**STD, "control": "random_mask"}}},
+        "shuffled-maps": {"objectives": {"atcon": {**STD, "control": "shuffled_maps"}}},
     },
 )
-"""Fine-tuning stages by name: the last three are controls."""
+"""Fine-tuning stages by name: ATCON with the mask of each scale, beside labels, and three controls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class SmallSets(Experiment):
         sizes: images a class.
         methods: ways to fine-tune, of `VARIANTS` or `variants`.
         variants: further ways: what is set otherwise than in the one of `VARIANTS` that its `base` names
-            (`atcon` where it names none).
+            (`raw` where it names none).
         against: the methods that the others are compared with, beside the start.
         arch, weights, size: of the classifier, as a recipe's `[model]` has them.
         start, train: what the stage of the start, and those of all ways to fine-tune, set otherwise.
@@ -100,7 +101,7 @@ class SmallSets(Experiment):
 
     data: str = "shapes:count=400"
     sizes: tuple[int, ...] = (2, 4, 8, 12, 16)
-    methods: tuple[str, ...] = ("atcon", "combining", "bce")
+    methods: tuple[str, ...] = ("raw", "combining", "bce")
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     against: tuple[str, ...] = ("bce",)
     arch: str = "smallnet"
@@ -159,7 +160,7 @@ class SmallSets(Experiment):
 
     def _stage(self, method: str) -> dict[str, Any]:
         own = dict(self.variants.get(method, {}))
-        base = own.pop("base", "atcon") if method in self.variants else method
+        base = own.pop("base", "raw") if method in self.variants else method
         return merge(merge(merge(FINETUNE, VARIANTS[base]), self.train), own)
 
     def _config(

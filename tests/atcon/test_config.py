@@ -67,7 +67,7 @@ def test_objectives_replace_those_of_a_recipe_of_one_stage() -> None:
     config = load_config("atcon", objectives=["atcon", "supervised"])
     terms = config.stages["atcon"].objectives
     assert list(terms) == ["atcon", "supervised"]
-    assert terms["atcon"].options["mask_slope"] == 4.0
+    assert terms["atcon"].options["mask_slope"] == 40.0
     with pytest.raises(ConfigError, match="a recipe of one stage"):
         load_config("quickstart", objectives=["atcon"])
 
