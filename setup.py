@@ -9,15 +9,23 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "wsod/__init__.py").read_text("utf-8")).group(1)
 
 TEST = [
+    "captum>=0.7",
+    "grad-cam>=1.5.4",
+    "h5py>=3.8",
     "hypothesis>=6.100",
     "mypy>=1.10",
+    "onnx>=1.16",
+    "onnxruntime>=1.18",
+    "onnxscript>=0.3",
     "opencv-python-headless>=4.8",
     "pytest>=8",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "ruff>=0.5",
     "scikit-learn>=1.4",
+    "selenium>=4.11",
     "timm>=1.0",
+    "torchcam>=0.5",
     "zennit>=0.5.1",
 ]
 
@@ -32,13 +40,14 @@ setup(
     packages=[*find_packages(include=["wsod*", "atcon*"]), "wsod.eval_configs"],
     package_dir={"wsod.eval_configs": "eval_configs"},
     package_data={
-        "wsod": ["py.typed"],
+        "wsod": ["py.typed", "report/templates/*"],
         "wsod.eval_configs": ["*.toml"],
         "atcon": ["py.typed", "recipes/*.toml"],
     },
     install_requires=[
         "click>=8.1",
         "defusedxml>=0.7",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "numba>=0.59",
         "numpy>=1.26",
@@ -52,6 +61,14 @@ setup(
         "torch>=2.4",
         "torchvision>=0.19",
     ],
-    extras_require={"captum": ["captum>=0.7"], "timm": ["timm>=1.0"], "test": TEST},
+    extras_require={
+        "captum": ["captum>=0.7"],
+        "coco": ["faster-coco-eval>=1.8"],
+        "onnx": ["onnx>=1.16", "onnxscript>=0.3"],
+        "svhn": ["h5py>=3.8"],
+        "tensorboard": ["tensorboard>=2.14"],
+        "timm": ["timm>=1.0"],
+        "test": TEST,
+    },
     entry_points={"console_scripts": ["wsod=wsod.cli:main", "atcon=atcon.cli:main"]},
 )
