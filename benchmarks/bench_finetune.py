@@ -164,8 +164,8 @@ def on_cpu(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     images, _ = data(arguments.batch, arguments.size)
     classifier = network(arguments.arch, arguments.size)
     ours, theirs = consistency_loss(classifier, images, **STD)[0], public_loop(classifier, images)
-    if abs(float(ours) - float(theirs)) > 1e-4:
-        raise SystemExit(f"not the same loss: {float(ours)} and {float(theirs)}")
+    if abs(ours.item() - theirs.item()) > 1e-4:
+        raise SystemExit(f"not the same loss: {ours.item()} and {theirs.item()}")
     del ours, theirs
     seconds = interleaved(turns, arguments.rounds)
     plain = seconds["cross-entropy"]
