@@ -335,7 +335,7 @@ def seeds(name: str, folder: Path) -> list[bytes]:
     texts: dict[str, list[bytes | str]] = {
         "voc": [xml(voc_object()), xml(voc_object(difficult=1) * 2)],
         "coco": [json.dumps(coco_content())],
-        "rle": [b"\x0a\x1452203", b"\x02\x0252203"],
+        "rle": [b"\x04\x0452203", b"\x0a\x1452203"],
         "polygons": [b"\x09\x13" + np.array([2, 3, 6, 3, 6, 8, 2, 8], np.float16).tobytes()],
         "wsol": [b"\0".join(path.read_bytes() for path in wsol_lists)],
         "boxes_csv": [head + "a,dog,1,2,3,4,0\nsub/b.jpg,cat,0,0,20,10,1\n"],
