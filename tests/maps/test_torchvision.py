@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.maps.twins import TWINS
+from tests.maps.twins import TWINS as SINGLE
+from tests.maps.twins_masked import MASKED_TWINS
 from wsod.maps import Tape, attention_maps
 from wsod.models import build_classifier
 
 CLASSES = tuple("abcd")
+TWINS = {**SINGLE, **MASKED_TWINS}
 LABELS = [[1, 3], [0]]
 NAMES = ["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam", "eigencam", "gradient"]
+MORE = ["elementgradcam", "eigengradcam", "finercam", "inputxgradient"]
 
 NETWORKS = [
     ("resnet18", None, 64),
@@ -53,9 +56,9 @@ def make(name: str, target: str | None, size: int) -> tuple[nn.Module, Tensor]:
     return classifier.eval(), images
 
 
-def check(name: str, target: str | None, size: int) -> None:
+def check(name: str, target: str | None, size: int, names: list[str]) -> None:
     classifier, images = make(name, target, size)
-    found = attention_maps(classifier, images, LABELS, NAMES)
+    found = attention_maps(classifier, images, LABELS, names)
     for method, maps in found.maps.items():
         for (row, label), values in zip(found.cases.tolist(), maps, strict=True):
             expected = TWINS[method](classifier, images[row], label)
@@ -68,13 +71,22 @@ def check(name: str, target: str | None, size: int) -> None:
 
 @pytest.mark.parametrize(("name", "target", "size"), NETWORKS)
 def test_batch_equals_slow_twin(name, target, size):
-    check(name, target, size)
+    check(name, target, size, [*NAMES, *MORE])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "target", "size"), LARGE)
 def test_batch_equals_slow_twin_on_larger_networks(name, target, size):
-    check(name, target, size)
+    check(name, target, size, NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["occlusion", "scorecam", "ablationcam"])
+def test_methods_of_many_passes_equal_their_twins(method):
+    classifier, images = make("resnet18", "layer1.0.conv1", 64)
+    found = attention_maps(classifier, images[:1], [2], [method]).maps[method][0]
+    expected = TWINS[method](classifier, images[0], 2)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max())
 
 
 class _GuidedFunction(torch.autograd.Function):
