@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from atcon.config import load_config
 from atcon.data import Batch
 from atcon.objectives import OBJECTIVES, isnet_loss
 from atcon.objectives.foreground import foreground_of
@@ -26,6 +28,7 @@ from atcon.objectives.heatmap import (
     usable,
 )
 from atcon.objectives.isnet import ISNet, explained_cases, log_odds, tune_cuts
+from atcon.train import Event, finetune, resume
 from tests.atcon.networks import CLASSES, mini_classifier, photos
 from wsod.errors import ConfigError, ModelError
 from wsod.maps.lrp import composite, relevance
@@ -501,3 +504,34 @@ def test_registered_with_its_options() -> None:
     assert not begun.tune
     assert begun.cuts != ISNet().cuts
     assert ISNet().begun(mini_classifier(), []) == ISNet()
+
+
+def test_cuts_are_tuned_once_and_kept_when_a_run_goes_on(tmp_path: Path) -> None:
+    settings_ = [
+        "train.steps=3",
+        "train.batch=4",
+        "train.save_every=1",
+        "train.select=last",
+        "data.val_images=4",
+        "model.size=32",
+        "stages.finetune.objectives.isnet.tune=true",
+    ]
+    overrides = {"data": {"spec": "shapes:simple=true,size=48,count=12"}}
+    config = load_config(objectives=["isnet"], settings=settings_, overrides=overrides)
+
+    def stop(event: Event) -> None:
+        if event.kind == "step" and event.step == 2:
+            raise RuntimeError("power cut")
+
+    whole = finetune(config, tmp_path / "whole", device="cpu")
+    with pytest.raises(RuntimeError, match="power cut"):
+        finetune(config, tmp_path / "cut", device="cpu", progress=stop)
+    state = torch.load(tmp_path / "cut" / "state.pt", weights_only=True)
+    assert state["step"] == 1
+    cuts = state["begun"]["isnet"]["cuts"]
+    assert cuts != [[1.0, 25.0]]
+    assert not state["begun"]["isnet"]["tune"]
+    again = resume(tmp_path / "cut", device="cpu")
+    one, two = (torch.load(path, weights_only=True) for path in (whole, again))
+    assert all(torch.equal(value, two["state"][key]) for key, value in one["state"].items())
+    assert one["supervision"] == ["image labels", "masks"]
