@@ -248,3 +248,30 @@ def test_output_in_half_precision_is_close():
     assert isinstance(seen, LFIOutput)
     assert seen.map.dtype == torch.float32
     torch.testing.assert_close(seen.map, found.look(x).map, rtol=0, atol=0.1)
+
+
+@pytest.mark.slow
+def test_it_learns_a_shape_on_noise_and_its_map_finds_it():
+    generator = torch.Generator().manual_seed(0)
+    x, y = 0.5 * torch.randn(64, 3, 64, 64, generator=generator), torch.arange(64) % 2
+    inside = torch.zeros(64, 64, 64, dtype=torch.bool)
+    for row in range(64):
+        top, left = torch.randint(0, 40, (2,), generator=generator).tolist()
+        inside[row, top : top + 24, left : left + 24] = True
+        x[row, int(y[row]), top : top + 24, left : left + 24] += 2
+    torch.manual_seed(0)
+    network = build_classifier("resnet18", ["red", "green"], head="lfi", size=64).network
+    optimiser = torch.optim.Adam(network.parameters(), 3e-4)
+    for _ in range(8):
+        for part in torch.randperm(64, generator=generator).split(16):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(network.train()(x[part]), y[part]).backward()
+            optimiser.step()
+    with torch.no_grad():
+        seen = network.look(x)
+    assert (seen.logits.argmax(1) == y).float().mean() >= 0.95
+    fine = nn.functional.interpolate(seen.map[:, None], (64, 64), mode="bilinear")[:, 0]
+    energy = (fine * inside).sum((1, 2)) / fine.sum((1, 2))
+    assert float(energy.mean()) > float(inside.float().mean())
+    # whether the importance network has learned anything beyond the plain mean map is another question
+    assert -1 <= float(seen.correlation().mean()) <= 1
