@@ -307,6 +307,7 @@ def test_controls_have_names_and_focus_goes_through_them(page: Path, tmp_path: P
 
     with browser(tmp_path / "profile") as driver:
         driver.get(page.as_uri())
+        driver.execute_script("document.querySelectorAll('details').forEach(one => { one.open = true })")
         for element in driver.find_elements("css selector", "select, input, button, svg[role=img]"):
             assert element.accessible_name, element.get_attribute("outerHTML")[:200]
         reached = []
