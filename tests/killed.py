@@ -36,7 +36,6 @@ def jobs(checkpoint: str) -> dict[str, Job]:
         "evaluate": lambda out: evaluate(methods, out=out, metrics=metrics, **common),
         "maps": lambda out: compute_maps(methods, out, **common),
         "few": lambda out: evaluate(methods[:2], out=out, metrics=metrics[:1], **few),
-        "few, kept": lambda out: evaluate(methods[:1], out=out, metrics=metrics[:1], save_maps=True, **few),
         "few maps": lambda out: compute_maps(methods[:1], out, **few),
     }
 

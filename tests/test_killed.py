@@ -61,7 +61,7 @@ def test_killed_at_random_moments(tmp_path: Path, checkpoint: Path, job: str, se
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["few", "few, kept", "few maps"])
+@pytest.mark.parametrize("job", ["few", "few maps"])
 def test_every_write_fails_once(tmp_path: Path, checkpoint: Path, job: str) -> None:
     report = helper("faults", job, checkpoint, tmp_path)
     *failed, done = report["ends"][:-4]

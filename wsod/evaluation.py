@@ -86,15 +86,17 @@ def compute_maps(
     shown: list[Item] = []
     with only_writer(out):
         kept = KeptMaps(run, out, run.methods, notice=notice)
-        missing = [i for i in run.indices if not kept.has(run.dataset.ids[i], run.methods)]
-        items = _checked(computed_maps(run, missing), run, len(missing), progress)
-        for index, item in zip(missing, items, strict=True):
+        missing = {i for i in run.indices if not kept.has(run.dataset.ids[i], run.methods)}
+        # the first images are drawn, whichever run made their maps
+        wanted = [i for n, i in enumerate(run.indices) if i in missing or n < run.request.save_overlays]
+        items = _checked(computed_maps(run, wanted, kept=kept), run, len(wanted), progress)
+        for index, item in zip(wanted, items, strict=True):
             if isinstance(item, Fault):
                 faults.append(item)
                 continue
             _keep(run, shown, item)
             kept.add(index, item[1])
-            computed += 1
+            computed += index in missing
         kept.finish()
         _draw(run, out, shown, dict.fromkeys(run.methods, CLAIM), MapProcessing())
     return computed, faults
