@@ -21,7 +21,7 @@ from tests.report.browser import browser
 def main(page: Path, target: Path) -> None:
     """Write the picture."""
     views = []
-    with tempfile.TemporaryDirectory() as profile, browser(Path(profile), (1240, 620)) as driver:
+    with tempfile.TemporaryDirectory() as profile, browser(Path(profile), (1240, 820)) as driver:
         driver.get(page.resolve().as_uri())
         for theme in ("light", "dark"):
             driver.execute_script(f"document.documentElement.dataset.theme = '{theme}'")
