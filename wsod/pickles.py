@@ -10,8 +10,10 @@ import io
 import math
 import pickle
 import re
+import struct
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +54,20 @@ def _unpacked(value: Any, depth: int) -> Any:
 
 class _Closed(pickle._Unpickler):
     """The one in Python: the one in C sets aside as much memory as a byte of the file says."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+
+    def load_bytearray8(self) -> None:
+        """Of what is there, where the original makes room for what is claimed."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        data = self.read(min(length, sys.maxsize))
+        if len(data) != length:
+            raise pickle.UnpicklingError("a bytearray cut short")
+        self.append(bytearray(data))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
         package = module.split(".")[0]

@@ -300,6 +300,7 @@ RAW: dict[str, bytes] = {
     "a memo of gigabytes": b"\x80\x02Nr\xff\xff\xff\x7f.",
     "a string of 2^62": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"x.",
     "a bytearray of 2^40": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.",
+    "a bytearray of 3 GiB": b"\x80\x05\x96" + struct.pack("<Q", 3 << 30) + b"x.",
     "a frame cut short": b"\x80\x04\x95" + struct.pack("<Q", 1000) + b"}.",
     "an empty stack": b"0000.",
     "marks without end": b"(" * 100_000,
