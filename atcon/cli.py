@@ -144,10 +144,11 @@ def experiment(
 
 @main.command("list")
 def list_command() -> None:
-    """Show the recipes, objectives and experiments."""
+    """Show the recipes, objectives, transforms and experiments."""
     from atcon.config import recipes
     from atcon.experiments import EXPERIMENTS
     from atcon.objectives import OBJECTIVES
+    from atcon.transforms import TRANSFORMS
     from wsod.report.tables import simple_table
 
     heads = [(name, _head(path)) for name, path in recipes().items()]
@@ -157,6 +158,10 @@ def list_command() -> None:
         for name, kind in OBJECTIVES.items()
     ]
     console().print(simple_table("objectives", ["name", "what", "supervision", "source"], rows))
+    changes = [
+        (name, (kind.__doc__ or "").split("\n")[0], kind.citation) for name, kind in TRANSFORMS.items()
+    ]
+    console().print(simple_table("transforms", ["name", "what", "source"], changes))
     about = [(name, (kind.__doc__ or "").split("\n")[0]) for name, kind in EXPERIMENTS.items()]
     console().print(simple_table("experiments", ["name", "what"], about))
 

@@ -219,7 +219,7 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
 @main.command("list")
 @click.argument(
     "kind",
-    type=click.Choice(["maps", "metrics", "data", "protocols", "architectures", "heads"]),
+    type=click.Choice(["maps", "metrics", "data", "protocols", "architectures", "heads", "blocks"]),
     required=False,
 )
 @click.option("--markdown", is_flag=True, help="As Markdown, for documents.")

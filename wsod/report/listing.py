@@ -94,6 +94,13 @@ def _heads() -> Listing:
     )
 
 
+def _blocks() -> Listing:
+    from wsod.models.blocks import BLOCKS
+
+    rows = [(f"`{name}`", _first_line(block)) for name, block in BLOCKS.items()]
+    return Listing("blocks", ["name", "what"], rows)
+
+
 LISTINGS: dict[str, Callable[[], Listing]] = {
     "maps": _maps,
     "metrics": _metrics,
@@ -101,6 +108,7 @@ LISTINGS: dict[str, Callable[[], Listing]] = {
     "protocols": _protocols,
     "architectures": _architectures,
     "heads": _heads,
+    "blocks": _blocks,
 }
 
 
