@@ -89,7 +89,7 @@ class Attention(Experiment):
         for split in ("train", "val", "test"):
             data = open_dataset(self.data, split)
             count = min(self.images or len(data), len(data))
-            last = label_matrix(data)[:count, -self.unseen :].any(1).tolist()
+            last = [bool(row.any()) for row in label_matrix(data)[:count, -self.unseen :]]
             ids = data.ids[:count]
             known = [name for name, unseen in zip(ids, last, strict=True) if not unseen]
             found[split] = known, [name for name, unseen in zip(ids, last, strict=True) if unseen]

@@ -114,6 +114,7 @@ def test_the_global_vector_never_reaches_the_classifier():
     assert torch.equal(a.logits, b.logits)
 
 
+@pytest.mark.slow
 def test_shapes_and_sizes_of_the_papers_networks():
     with torch.device("meta"):
         trunk = CifarVGG(100).features
