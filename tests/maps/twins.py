@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.maps.networks import ReluNet
 from tests.maps.twins_attention import ATTENTION_TWINS
 from wsod.models import Classifier
 
@@ -52,7 +52,7 @@ def parts(classifier: Classifier, image: Tensor, label: int) -> tuple[Array, Arr
 
 def cam(classifier: Classifier, image: Tensor, label: int) -> Array:
     a, _, _ = parts(classifier, image, label)
-    head = classifier.network.fc if hasattr(classifier.network, "fc") else classifier.network.head
+    head = [module for module in classifier.network.modules() if isinstance(module, torch.nn.Linear)][-1]
     out = np.zeros(a.shape[1:])
     for d in range(len(a)):
         out += float(head.weight[label, d].detach()) * a[d]
@@ -166,20 +166,20 @@ def shapleycam(classifier: Classifier, image: Tensor, label: int) -> Array:
     return np.maximum(out, 0)
 
 
+@lru_cache
+def hats(cells: int, length: int) -> Array:
+    """(length, cells): what cells give to pixels along one axis, half-pixel centres, edges repeated."""
+    weights = np.zeros((length, cells))
+    for i in range(length):
+        y = min(max((i + 0.5) * cells / length - 0.5, 0), cells - 1)
+        weights[i, int(y)] += 1 - y + int(y)
+        weights[i, min(int(y) + 1, cells - 1)] += y - int(y)
+    return weights
+
+
 def enlarged(values: Array, size: tuple[int, int]) -> Array:
-    """Bilinear, pixel by pixel, half-pixel centres, edges repeated."""
-    (h, w), (height, width) = values.shape, size
-    out = np.zeros(size)
-    for i in range(height):
-        for j in range(width):
-            y = min(max((i + 0.5) * h / height - 0.5, 0), h - 1)
-            x = min(max((j + 0.5) * w / width - 0.5, 0), w - 1)
-            top, left = int(y), int(x)
-            bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
-            upper = values[top, left] * (1 - x + left) + values[top, right] * (x - left)
-            lower = values[bottom, left] * (1 - x + left) + values[bottom, right] * (x - left)
-            out[i, j] = upper * (1 - y + top) + lower * (y - top)
-    return out
+    """Bilinear: along one axis, then along the other."""
+    return hats(values.shape[0], size[0]) @ values @ hats(values.shape[1], size[1]).T
 
 
 def ablationcam(classifier: Classifier, image: Tensor, label: int) -> Array:
@@ -240,35 +240,6 @@ def integratedgradients(classifier: Classifier, image: Tensor, label: int) -> Ar
     return np.abs(image.numpy() * total).sum(0)
 
 
-def through_relus(classifier: Classifier, image: Tensor, label: int, rule: str) -> Array:
-    """The gradient of a `ReluNet` written out layer by layer: no function mode, no autograd function."""
-    network = classifier.network
-    assert isinstance(network, ReluNet)
-    layers, inputs, before = [network.first, network.second, network.third], [], []
-    x = image[None]
-    with torch.no_grad():
-        for layer in layers:
-            inputs.append(x)
-            before.append(layer(x))
-            x = before[-1].clamp(min=0)
-        grad = network.fc.weight[label][None, :, None, None] / x[0, 0].numel() * torch.ones_like(x)
-    for layer, came, z in reversed(list(zip(layers, inputs, before, strict=True))):
-        gate = (z > 0).double() if rule != "deconvnet" else torch.ones_like(z)
-        if rule != "plain":
-            gate = gate * (grad > 0)
-        leaf = came.detach().clone().requires_grad_()
-        (grad,) = torch.autograd.grad(layer(leaf), leaf, gate * grad)  # a convolution's transpose
-    return grad[0].numpy()
-
-
-def guidedbackprop(classifier: Classifier, image: Tensor, label: int) -> Array:
-    return np.abs(through_relus(classifier, image, label, "guided")).max(0)
-
-
-def deconvnet(classifier: Classifier, image: Tensor, label: int) -> Array:
-    return np.abs(through_relus(classifier, image, label, "deconvnet")).max(0)
-
-
 def full_gradient(classifier: Classifier, image: Tensor, label: int) -> tuple[Array, list[Array], float]:
     """The input's part (3, H, W), the parts (D, h, w) of each layer with a bias, the sum of the linear ones'.
 
@@ -302,12 +273,6 @@ def fullgrad(classifier: Classifier, image: Tensor, label: int) -> Array:
             if channel.max() - channel.min() > 1e-6 * channel.max():
                 out += enlarged((channel - channel.min()) / (channel.max() - channel.min()), out.shape)
     return out
-
-
-def guidedgradcam(classifier: Classifier, image: Tensor, label: int) -> Array:
-    coarse = gradcam(classifier, image, label)
-    fine = enlarged(coarse, tuple(image.shape[1:]))
-    return np.abs(fine * through_relus(classifier, image, label, "guided")).max(0)
 
 
 def center(classifier: Classifier, image: Tensor, label: int) -> Array:
@@ -359,7 +324,6 @@ TWINS = {
     "ablationcam": ablationcam,
     "cam": cam,
     "center": center,
-    "deconvnet": deconvnet,
     "eigencam": eigencam,
     "eigengradcam": eigengradcam,
     "elementgradcam": elementgradcam,
@@ -368,8 +332,6 @@ TWINS = {
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
     "gradient": gradient,
-    "guidedbackprop": guidedbackprop,
-    "guidedgradcam": guidedgradcam,
     "hirescam": hirescam,
     "inputxgradient": inputxgradient,
     "integratedgradients": integratedgradients,

@@ -92,9 +92,3 @@ def residual_walk(classifier: Classifier, image: Tensor, label: int, contrastive
     on_c = on_d[: len(c)] + down(four, on_d[len(c) :])
     on_three, on_a = divide(three.z.numpy(), a.numpy(), on_c)
     return (on_a + down(two, down(three, on_three))).sum(0)
-
-
-EXCITATION_TWINS = {
-    "contrastiveexcitationbackprop": contrast,
-    "excitationbackprop": walk,
-}

@@ -1,14 +1,13 @@
-"""Perturbation methods and DeepLIFT again, one masked image at a time through the unfolded network."""
+"""Perturbation methods again, one masked image at a time through the unfolded network."""
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.maps.twins import enlarged, grid, run
 from wsod.models import Classifier
@@ -91,32 +90,6 @@ def rise(classifier: Classifier, image: Tensor, label: int) -> Array:
     return out / (30 * 0.5)
 
 
-def deeplift(classifier: Classifier, image: Tensor, label: int) -> Array:
-    """The gradient of a network whose ReLUs are replaced by constant multipliers, from two passes."""
-    network = copy.deepcopy(classifier.network)
-    places = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.ReLU)]
-    seen: dict[str, list[Tensor]] = {path: [] for path, _ in places}
-    hooks = [
-        module.register_forward_pre_hook(lambda m, inputs, path=path: seen[path].append(inputs[0].clone()))
-        for path, module in places
-    ]
-    with torch.no_grad():
-        network(image[None])
-        network(torch.zeros_like(image)[None])
-    for hook in hooks:
-        hook.remove()
-    for path, module in places:
-        here, there = seen[path]
-        moved = here - there
-        ratio = (here.clamp(min=0) - there.clamp(min=0)) / moved
-        factor = torch.where(moved == 0, (here > 0).double(), ratio)
-        module.register_forward_hook(lambda m, inputs, output, factor=factor: inputs[0] * factor)
-        module.inplace = False
-    x = image.clone().requires_grad_()
-    (multipliers,) = torch.autograd.grad(network(x[None])[0, label], x)
-    return (image * multipliers).sum(0).numpy()
-
-
 def blurred(plane: Array, sigma: float) -> Array:
     reach = int(np.ceil(3 * sigma))
     weights = {d: np.exp(-d * d / (2 * sigma**2)) for d in range(-reach, reach + 1)}
@@ -144,18 +117,15 @@ def extremalperturbation(classifier: Classifier, image: Tensor, label: int) -> A
     wanted = torch.zeros(h * w, dtype=torch.float64)
     wanted[h * w - round(0.1 * h * w) :] = 1
 
+    around = [(down, right) for down in range(-4, 5) for right in range(-4, 5)]
+    places = torch.tensor(
+        [[min(max(y + d, 0), h - 1) * w + min(max(x + r, 0), w - 1) for d, r in around] for y, x in cells]
+    )
+    kernel = torch.tensor([np.exp(-2 * max(0, step * np.hypot(d, r) / sigma - 0.5) ** 2) for d, r in around])
+
     def mask_of_heights(heights: Tensor) -> Tensor:
-        values = []
-        for y, x in cells:
-            raised = []
-            for down in range(-4, 5):
-                for right in range(-4, 5):
-                    v, u = min(max(y + down, 0), h - 1), min(max(x + right, 0), w - 1)
-                    distance = step * np.hypot(down, right)
-                    raised.append(heights[v * w + u] * np.exp(-2 * max(0, distance / sigma - 0.5) ** 2))
-            raised = torch.stack(raised)
-            values.append((raised * torch.exp(raised / 0.05)).sum() / torch.exp(raised / 0.05).sum())
-        return torch.stack(values)
+        raised = heights[places] * kernel
+        return (raised * torch.exp(raised / 0.05)).sum(1) / torch.exp(raised / 0.05).sum(1)
 
     heights, velocity, weight = torch.full((h * w,), 0.5, dtype=torch.float64), 0.0, 300.0
     for _ in range(3):
@@ -178,7 +148,6 @@ def extremalperturbation(classifier: Classifier, image: Tensor, label: int) -> A
 
 
 MASKED_TWINS = {
-    "deeplift": deeplift,
     "extremalperturbation": extremalperturbation,
     "iscam": iscam,
     "occlusion": occlusion,

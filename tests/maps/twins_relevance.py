@@ -179,10 +179,3 @@ def residual_net(classifier: Classifier, image: Tensor, label: int, name: str, f
     if first == "same":
         on_a = rectified(on_a, a)
     return first_layer(classifier, one, on_a, rule, first)
-
-
-def lrp(classifier: Classifier, image: Tensor, label: int) -> Array:
-    return relu_net(classifier, image, label, "epsilon", "same").sum(0)
-
-
-RELEVANCE_TWINS = {"lrp": lrp}

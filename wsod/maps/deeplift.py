@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from wsod.errors import ModelError
 from wsod.maps.backprop import Reduce, over_colours
 from wsod.maps.derivatives import differentiate
+from wsod.maps.relevance import gate_of
 from wsod.maps.tape import Tape
 
 __all__ = ["deeplift"]
@@ -22,6 +24,9 @@ _ELEMENTWISE = {
     *(F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish, F.softplus),
     *(F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh, torch.sigmoid, torch.tanh, Tensor.sigmoid, Tensor.tanh),
 }
+
+_EXPECTED = "convolutions, batch norms, activations and pooling, whose multipliers sum to the score"
+_INSTEAD = "Use gradient or integratedgradients."
 
 
 def deeplift(tape: Tape, cases: Tensor, *, create_graph: bool = False, reduce: Reduce = "signed") -> Tensor:
@@ -45,35 +50,44 @@ def deeplift(tape: Tape, cases: Tensor, *, create_graph: bool = False, reduce: R
         (M, H, W).
 
     Raises:
-        ModelError: where the sum is not that difference: networks that multiply or divide activations
-            (attention, squeeze-and-excitation, layer normalisation) have no such multipliers.
+        ModelError: for networks that multiply or divide activations (attention, squeeze-and-excitation, layer
+            normalisation), which have no such multipliers; and wherever the sum is not that difference.
     """
     images = tape.images.detach()
     rows, labels = cases.to(images.device).unbind(1)
     with torch.inference_mode(False), torch.enable_grad():
         both = torch.cat([images, torch.zeros_like(images)]).requires_grad_()
-        logits = tape.run(both, [], True, _RescaleMode())
+        mode = _RescaleMode()
+        logits = tape.run(both, [], True, mode)
         (multipliers,) = differentiate(logits, [both], cases, False)
     if multipliers is None:
         raise ModelError(
             tape.classifier.arch, "logits that depend on the image", "a pass that cuts the graph"
         )
+    where = f"{tape.classifier.arch}, deeplift"
+    if mode.gates:
+        found = ", ".join(f"{n} calls of {name}" for name, n in mode.gates.items())
+        raise ModelError(where, _EXPECTED, found, _INSTEAD)
     parts = images[rows] * multipliers
     differences = (logits[: len(images)] - logits[len(images) :]).detach()[rows, labels]
     gap = (parts.sum((1, 2, 3)) - differences).abs()
     rounding = 1e-3 * logits.detach().abs().max()
     if bool((gap > 0.02 * parts.abs().sum((1, 2, 3)) + rounding).any()):
-        raise ModelError(
-            f"{tape.classifier.arch}, deeplift",
-            "convolutions, batch norms, activations and pooling, whose multipliers sum to the score",
-            f"a sum that misses the score by {float(gap.max()):.2g}",
-            "Use gradient or integratedgradients.",
-        )
+        got = f"a sum that misses the score by {float(gap.max()):.2g}"
+        raise ModelError(where, _EXPECTED, got, _INSTEAD)
     return over_colours(parts, reduce)
 
 
 class _RescaleMode(TorchFunctionMode):
-    """While active, activations and max pooling on (images, baselines) send back multipliers."""
+    """While active, activations and max pooling on (images, baselines) send back multipliers.
+
+    Attributes:
+        gates: calls that have none, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: Counter[str] = Counter()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -89,6 +103,9 @@ class _RescaleMode(TorchFunctionMode):
             rest = {key: value for key, value in kwargs.items() if key not in ("input", "return_indices")}
             if not kwargs.get("return_indices"):
                 return cast(Any, _MaxPool.apply)(x, args[1:6], rest)
+        gate = gate_of(func, args)
+        if gate is not None:
+            self.gates[gate] += 1
         return func(*args, **kwargs)
 
 

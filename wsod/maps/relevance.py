@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -25,7 +25,17 @@ from wsod.maps.guided import Rectifier, ReluMode, Rules, Switch
 if TYPE_CHECKING:
     from wsod.maps.tape import Tape
 
-__all__ = ["Layer", "LayerRules", "Node", "RelevanceMode", "Sent", "backward_mode", "relevance_mode", "vjp"]
+__all__ = [
+    "Layer",
+    "LayerRules",
+    "Node",
+    "RelevanceMode",
+    "Sent",
+    "backward_mode",
+    "gate_of",
+    "relevance_mode",
+    "vjp",
+]
 
 Apply = Callable[[Tensor, Tensor], Tensor]
 # what goes to an operation's inputs, the first ones first; None: the gradient
@@ -167,6 +177,8 @@ def vjp(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Callab
     return (y if graph else y.detach()), pull
 
 
+# set on what was computed from the image
+_MARK = "_wsod_of_image"
 _RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_}
 _SUMS = {torch.add: False, Tensor.add: False, Tensor.add_: True}
 _MEANS = {F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, Tensor.mean}
@@ -221,6 +233,13 @@ class RelevanceMode(ReluMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        result = self._replaced(func, types, args, kwargs)
+        # below the target layer there is no graph to tell what came from the image
+        if isinstance(result, Tensor) and any(map(_of_image, _tensors(args))):
+            setattr(result, _MARK, True)
+        return result
+
+    def _replaced(self, func: Any, types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if func is F.conv2d or func is F.linear:
             return self._linear(func, *args, **kwargs)
         if func is F.batch_norm:
@@ -229,8 +248,9 @@ class RelevanceMode(ReluMode):
             return self._sum(func, *args, **kwargs)
         if self.shares and func in _MEANS:
             return self._mean(func, *args, **kwargs)
-        if func in _UNKNOWN or (func in _PRODUCTS and _two_maps(args)):
-            self.gates[_UNKNOWN.get(func, "product of feature maps")] += 1
+        gate = gate_of(func, args)
+        if gate is not None:
+            self.gates[gate] += 1
         result = super().__torch_function__(func, types, args, kwargs)
         if func is Tensor.clone:  # a hook hands on a copy
             self._follow(args[0], result)
@@ -244,6 +264,7 @@ class RelevanceMode(ReluMode):
     ) -> Tensor:
         if self.entry is None:
             self.entry = input
+            setattr(input, _MARK, True)
         first, dense = input is self.entry, func is F.linear
 
         def run(x: Tensor, w: Tensor) -> Tensor:
@@ -303,12 +324,36 @@ class RelevanceMode(ReluMode):
         return _lay(run(input), Node("mean", self.switch, run), input)
 
 
+def gate_of(func: Any, args: tuple[Any, ...]) -> str | None:
+    """What to call an operation that a difference or a relevance cannot be shared through; else None.
+
+    Args:
+        func: as `__torch_function__` gets it, gradients being on.
+        args: its arguments.
+    """
+    if func in _PRODUCTS and _two_maps(args):
+        return "product of feature maps"
+    return _UNKNOWN.get(func)
+
+
 def _two_maps(args: tuple[Any, ...]) -> bool:
     """Whether the first two arguments were both computed from the image (parameters were not)."""
-    return len(args) > 1 and all(
-        isinstance(arg, Tensor) and not isinstance(arg, nn.Parameter) and arg.requires_grad
-        for arg in args[:2]
-    )
+    return len(args) > 1 and all(isinstance(arg, Tensor) and _of_image(arg) for arg in args[:2])
+
+
+def _of_image(tensor: Tensor) -> bool:
+    """Whether it was computed from the image, on either side of the target layer."""
+    if isinstance(tensor, nn.Parameter):
+        return False
+    return tensor.requires_grad or getattr(tensor, _MARK, False)
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, list | tuple):
+            yield from _tensors(arg)
 
 
 def relevance_mode(tape: Tape, method: str) -> RelevanceMode:
