@@ -9,16 +9,14 @@ keeps the whole graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import ExitStack, nullcontext
+from collections.abc import Mapping, Sequence, Set
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from wsod.errors import ConfigError, ModelError
 from wsod.maps.attentions import attention_mode
@@ -26,12 +24,11 @@ from wsod.maps.biases import bias_layers
 from wsod.maps.derivatives import differentiate, full, hessian_product
 from wsod.maps.guided import ReluMode, Rule, Rules
 from wsod.maps.head import Form, inspect_head
+from wsod.maps.passes import Hook, checked, forward_pass
 from wsod.maps.relevance import backward_mode
 from wsod.models.classifier import Classifier, evaluation_mode, resolve_layer
 
 __all__ = ["Hook", "Tape", "evaluation_mode"]
-
-Hook = Callable[[nn.Module, Any, Any], Any]
 
 
 class Tape:
@@ -132,22 +129,10 @@ class Tape:
         self, images: Tensor, hooks: list[tuple[str, Hook]], graph: bool, *modes: TorchFunctionMode | None
     ) -> Tensor:
         """Logits of a pass with these forward hooks, which are gone afterwards, as is evaluation mode."""
-        mode = evaluation_mode(self.classifier) if self.eval_mode else nullcontext()
-        handles: list[RemovableHandle] = []
-        try:
-            for path, hook in hooks:
-                handles.append(self.classifier.network.get_submodule(path).register_forward_hook(hook))
-            with mode, self.autocast(), torch.set_grad_enabled(graph), ExitStack() as stack:
-                if self.create_graph or "hessian" in self.needs:
-                    # fused attention has no second derivative
-                    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-                for function_mode in filter(None, modes):
-                    stack.enter_context(function_mode)
-                # a copy: the network may begin with an in-place operation
-                return cast(Tensor, self.classifier(images.clone()))
-        finally:
-            for handle in handles:
-                handle.remove()
+        evaluation = evaluation_mode(self.classifier) if self.eval_mode else nullcontext()
+        twice = self.create_graph or "hessian" in self.needs
+        inside = [evaluation, self.autocast(), *filter(None, modes)]
+        return forward_pass(self.classifier, images, hooks, inside, graph=graph, twice=twice)
 
     def autocast(self) -> torch.autocast:
         """The caller's autocast when the tape was made; maps themselves are computed without."""
@@ -371,13 +356,7 @@ class Tape:
         """What names a gradient; refuses what cannot be computed."""
         if create_graph and not self.create_graph:
             raise ConfigError("Tape", "create_graph=True when it was made", "create_graph=False")
-        rows, classes = self._logits.shape
-        if cases.ndim != 2 or cases.shape[1] != 2 or cases.is_floating_point():
-            raise ConfigError("cases", "(M, 2) integers, rows of (row, label)", f"shape {tuple(cases.shape)}")
-        pairs = [(row, label) for row, label in cases.tolist()]
-        if not all(0 <= row < rows and 0 <= label < classes for row, label in pairs):
-            raise ConfigError("cases", f"rows below {rows} and labels below {classes}", pairs)
-        return what, create_graph, *pairs
+        return what, create_graph, *checked(cases, *self._logits.shape)
 
     def _differentiate(
         self, target: Tensor, cases: Tensor, create_graph: bool, scores: Tensor | None = None
