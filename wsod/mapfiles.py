@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import stat
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,9 @@ from wsod.pickles import MAX_VALUES, load_arrays
 from wsod.types import MAX_PIXELS, AttentionMaps, Sample
 
 __all__ = ["Beside", "find_map_file", "read_arrays", "read_beside", "read_maps", "write_maps"]
+
+# a header is a Python literal, and Python 3.11 counts the depth of what it parses for all threads together
+_LITERALS = threading.Lock()
 
 Array = NDArray[Any]
 MAX_BYTES = 8 * MAX_VALUES
@@ -127,7 +131,8 @@ def _read_array(path: Path, file: IO[bytes], size: int) -> Any:
     try:
         first = form.read_magic(file) == (1, 0)
         read = form.read_array_header_1_0 if first else form.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        with _LITERALS:
+            shape, fortran, dtype = read(file)
     except Exception as error:  # the header is a Python literal: its parser raises many kinds
         raise MapError(path, "a NumPy .npy header", str(error)[:200] or type(error).__name__) from error
     if dtype.hasobject:

@@ -308,6 +308,29 @@ def average_precisions(needed: float) -> list[float]:
 
 SWEPT = {"thresholds": tuple(TS.tolist())}
 HIGH = {"threshold": 0.75}
+
+
+def jaccard() -> float:
+    """Otsu's threshold by trying each of 256 bins' centres for the largest variance between the parts."""
+    found = []
+    for values, sample, label, _ in masked_cases():
+        scores = minmax(values)
+        edges = np.linspace(0, 1, 257)
+        bins = np.minimum((scores * 256).astype(int), 255)
+        centres = (edges[:-1] + edges[1:]) / 2
+        best, level = -1.0, 0.0
+        for cut in range(255):
+            low, high = centres[bins[bins <= cut]], centres[bins[bins > cut]]
+            if len(low) and len(high):
+                between = len(low) * len(high) * (low.mean() - high.mean()) ** 2
+                if between > best * (1 + 1e-12):
+                    best, level = between, centres[cut]
+        truth, void = sample.masks.of(label), sample.masks.ignore(label)  # type: ignore[union-attr]
+        claim = scores > level
+        found.append((claim & truth & ~void).sum() / ((claim | truth) & ~void).sum())
+    return float(np.mean(found))
+
+
 TWINS: dict[str, tuple[Callable[[], float], dict[str, Any]]] = {
     "max_box_acc": (max_box_acc, SWEPT),
     "max_box_acc_v2": (max_box_acc_v2, SWEPT),
@@ -328,6 +351,7 @@ TWINS: dict[str, tuple[Callable[[], float], dict[str, Any]]] = {
     "relevance_rank": (attribution(rank), {}),
     "topk_intersection": (attribution(lambda a, s: rank(a, s, 30)), {"k": 30}),
     "auc": (attribution(auc), {}),
+    "jaccard": (jaccard, {}),
 }
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -100,8 +101,8 @@ def test_half_precision_storage_is_converted(tmp_path, trained):
 def test_save_is_whole_or_not_at_all(ft, trained, monkeypatch):
     before = ft.read_bytes()
 
-    def breaks(contents: object, path: Path) -> None:
-        Path(path).write_bytes(b"half a file")
+    def breaks(contents: object, file: IO[bytes]) -> None:
+        file.write(b"half a file")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", breaks)

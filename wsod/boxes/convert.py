@@ -187,6 +187,9 @@ def _level(scores: Array, threshold: float | None, rule: Rule) -> float:
     if rule == "otsu":
         from skimage.filters import threshold_otsu  # slow to import, and only this rule needs it
 
+        low, high = scores.min(), scores.max()
+        if high - low < 256 * np.finfo(np.float64).tiny:  # no room for 256 bins: the middle of two levels
+            return float(low / 2 + high / 2) if low < high else float(low)
         return float(threshold_otsu(scores))  # type: ignore[no-untyped-call]
     return float(np.percentile(scores, t)) if rule == "percentile" else t
 
