@@ -36,12 +36,11 @@ quickstart: $(VENV)/.installed  ## train on the embedded data, fine-tune with AT
 	@echo "1/4 training: a supervised start, then ATCON"
 	@$(BIN)/atcon finetune --recipe quickstart --out $(OUT) --device $(DEVICE)
 	@echo "2/4 evaluating the start"
-	@$(BIN)/wsod evaluate $(MAPS) --maps center --checkpoint $(OUT)/start.pt --out $(OUT)/start --save-maps --device $(DEVICE) --quiet
+	@$(BIN)/wsod evaluate $(MAPS) --maps center --checkpoint $(OUT)/start.pt --out $(OUT)/start --device $(DEVICE) --quiet
 	@echo "3/4 evaluating the fine-tuned checkpoint"
-	@$(BIN)/wsod evaluate $(MAPS) --checkpoint $(OUT)/ft.pt --out $(OUT)/atcon --save-maps --save-overlays 12 --device $(DEVICE) --quiet
+	@$(BIN)/wsod evaluate $(MAPS) --checkpoint $(OUT)/ft.pt --out $(OUT)/atcon --save-overlays 12 --device $(DEVICE) --quiet
 	@echo "4/4 both together"
 	@$(BIN)/wsod table $(OUT)/start $(OUT)/atcon
-	@$(BIN)/wsod report $(OUT)/start $(OUT)/atcon --out $(OUT)/report.html
 	@echo "pictures: $(OUT)/atcon/overlays"
 
 test: $(VENV)/.installed-test  ## the whole test suite
