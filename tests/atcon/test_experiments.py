@@ -27,6 +27,8 @@ from wsod.data import open_dataset
 from wsod.errors import ConfigError
 from wsod.stats import image_weights
 
+pytestmark = pytest.mark.slow
+
 TINY = "shapes:size=48,count=24"
 
 

@@ -24,6 +24,8 @@ from wsod.config import dump_toml
 from wsod.errors import CheckpointError, ConfigError
 from wsod.models import load_classifier, read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def made(stages: dict[str, Any] | None = None, **tables: Any) -> FinetuneConfig:
     stage = {"steps": 6, "batch": 4, "batch_norm": "frozen", "evaluate_every": 2, "lr": 1e-3}

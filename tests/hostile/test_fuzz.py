@@ -23,6 +23,8 @@ from wsod.metrics import METRICS
 from wsod.scoremaps import MapProcessing
 from wsod.types import AttentionMaps, Sample
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 60
 
 

@@ -16,6 +16,8 @@ from tests.maps.networks import CLASSES, batch, make
 from wsod.maps import attention_maps
 from wsod.models import Classifier, build_classifier
 
+pytestmark = pytest.mark.slow
+
 LABELS = [1, 3, 0, 2]  # four images, four classes
 
 
