@@ -30,6 +30,7 @@ from atcon.objectives.heatmap import (
 from atcon.objectives.isnet import ISNet, explained_cases, log_odds, tune_cuts
 from atcon.train import Event, finetune, resume
 from tests.atcon.networks import CLASSES, mini_classifier, photos
+from tests.atcon.slopes import check_slope
 from wsod.errors import ConfigError, ModelError
 from wsod.maps.lrp import composite, relevance
 from wsod.maps.tape import Tape
@@ -344,20 +345,7 @@ def test_gradient_by_finite_differences(variant: str) -> None:
             classifier, images, labels, masks, variant=variant, decay=1.0, cuts=((0.01, 0.02),), hybrid=False
         )[0]
 
-    gradients = torch.autograd.grad(loss(), parameters)
-    generator = torch.Generator().manual_seed(3)
-    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.01 for p in parameters]
-    slope = float(sum((g * d).sum() for g, d in zip(gradients, directions, strict=True)))
-    values = []
-    for step in (1e-6, -1e-6):
-        with torch.no_grad():
-            for p, d in zip(parameters, directions, strict=True):
-                p.add_(step * d)
-        values.append(float(loss().detach()))
-        with torch.no_grad():
-            for p, d in zip(parameters, directions, strict=True):
-                p.sub_(step * d)
-    assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=1e-4)
+    check_slope(loss, parameters, torch.autograd.grad(loss(), parameters))
 
 
 def test_without_heatmap_loss_it_is_plain_training() -> None:

@@ -17,6 +17,7 @@ from atcon.objectives.cam_loss import CamLoss, unit_range
 from atcon.objectives.gain import Gain
 from atcon.objectives.rrr import RRR
 from tests.atcon.networks import mini_classifier, photos
+from tests.atcon.slopes import check_slope
 from wsod.errors import ConfigError, ModelError
 from wsod.maps import attention_maps
 from wsod.models import Classifier
@@ -38,24 +39,8 @@ def gradients(loss: Tensor, classifier: Classifier) -> list[Tensor]:
     ]
 
 
-def check_slope(loss, classifier: Classifier, tolerance: float = 1e-4) -> None:
-    """The derivative along a random direction by central differences."""
-    found = gradients(loss(), classifier)
-    generator = torch.Generator().manual_seed(3)
-    parameters = list(classifier.parameters())
-    directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.01 for p in parameters]
-    slope = float(sum((g * d).sum() for g, d in zip(found, directions, strict=True)))
-    values = []
-    for step in (1e-6, -1e-6):
-        with torch.no_grad():
-            for p, d in zip(parameters, directions, strict=True):
-                p.add_(step * d)
-        values.append(float(loss().detach()))
-        with torch.no_grad():
-            for p, d in zip(parameters, directions, strict=True):
-                p.sub_(step * d)
-    assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=tolerance)
-    assert abs(slope) > 0
+def check_weights(loss, classifier: Classifier, tolerance: float = 1e-4) -> None:
+    check_slope(loss, list(classifier.parameters()), gradients(loss(), classifier), tolerance)
 
 
 # ---- RRR
@@ -92,7 +77,7 @@ def test_rrr_is_a_loop_over_images(task: str, explained: str) -> None:
 
 def test_rrr_slope_and_images_without_mask() -> None:
     classifier, images, masks = mini_classifier(), photos(), left()
-    check_slope(lambda: rrr_loss(classifier, images, LABELS, masks, per="pixel")[0], classifier)
+    check_weights(lambda: rrr_loss(classifier, images, LABELS, masks, per="pixel")[0], classifier)
     masks[1], masks[2] = False, True
     loss, found = rrr_loss(classifier, images, LABELS, masks)
     alone, _ = rrr_loss(classifier, images[:1], LABELS[:1], masks[:1])
@@ -140,7 +125,7 @@ def test_cam_loss_is_a_loop_over_images_and_classes() -> None:
 
 def test_cam_loss_slope_and_constants() -> None:
     classifier, images = mini_classifier(), photos()
-    check_slope(lambda: cam_loss(classifier, images, LABELS, detach_weights=False)[0], classifier)
+    check_weights(lambda: cam_loss(classifier, images, LABELS, detach_weights=False)[0], classifier)
     weights = classifier.network.fc.weight
     with_weights = cam_loss(classifier, images, LABELS, detach_weights=False)[0]
     assert torch.autograd.grad(with_weights, weights)[0].any()
@@ -220,7 +205,7 @@ def test_gain_is_a_loop_over_images_and_classes() -> None:
 
 def test_gain_slope_with_the_whole_graph() -> None:
     classifier, images = mini_classifier(), photos()
-    check_slope(lambda: gain_loss(classifier, images, LABELS, create_graph=True)[0], classifier, 1e-3)
+    check_weights(lambda: gain_loss(classifier, images, LABELS, create_graph=True)[0], classifier, 1e-3)
 
 
 def test_gain_options_change_where_the_gradient_goes() -> None:

@@ -98,14 +98,18 @@ def polygons(root: Path) -> Target:
     return run
 
 
-def npy(root: Path) -> Target:
-    path = root / "a.npy"
+def _maps_of(path: Path) -> Target:
+    """The bytes as a file of maps."""
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
         read_maps(path, SAMPLE, 20)
 
     return run
+
+
+def npy(root: Path) -> Target:
+    return _maps_of(root / "a.npy")
 
 
 def pickled(root: Path) -> Target:
@@ -137,13 +141,7 @@ def npz(root: Path) -> Target:
 
 
 def archive(root: Path) -> Target:
-    path = root / "a.npz"
-
-    def run(data: bytes) -> None:
-        path.write_bytes(data)
-        read_maps(path, SAMPLE, 20)
-
-    return run
+    return _maps_of(root / "a.npz")
 
 
 def image(root: Path) -> Target:
