@@ -80,7 +80,7 @@ class SmallSets(Experiment):
         variants: further ways: what is set otherwise than in the one of `VARIANTS` that its `base` names
             (`raw` where it names none).
         against: the methods that the others are compared with, beside the start.
-        arch, weights, size: of the classifier, as a recipe's `[model]` has them.
+        arch, weights, size, target_layer: of the classifier, as a recipe's `[model]` has them.
         start, train: what the stage of the start, and those of all ways to fine-tune, set otherwise.
         extra: what a run's `[data]` sets otherwise.
         part: `report`, or `tune` to score on the images that settings may be chosen on.
@@ -107,6 +107,7 @@ class SmallSets(Experiment):
     arch: str = "smallnet"
     weights: str = "none"
     size: int = 0
+    target_layer: str = ""
     start: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -150,7 +151,7 @@ class SmallSets(Experiment):
         )
 
     def _start(self, per_class: int, seed: int, home: Path) -> FinetuneConfig:
-        model = {"arch": self.arch, "weights": self.weights, "size": self.size}
+        model = {name: getattr(self, name) for name in ("arch", "weights", "size", "target_layer")}
         body = merge(SCRATCH if self.weights == "none" else PRETRAINED, self.start)
         return self._config(per_class, seed, model, "start", body)
 
