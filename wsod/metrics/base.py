@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.errors import ConfigError, DataError, MapError
+from wsod.metrics.exact import exact, mean_of_exact
 from wsod.scoremaps import MapProcessing
 from wsod.types import AttentionMaps, Sample, Score
 
@@ -39,8 +40,9 @@ class Scene(NamedTuple):
 class Metric(ABC):
     """A score over a set of images, counted image by image.
 
-    The fields of a concrete metric are its options. State is a dictionary of arrays that add, so that
-    `merge(update(A), update(B))` equals `update(A ∪ B)`, whatever the order.
+    The fields of a concrete metric are its options. State is a dictionary of arrays that add without rounding
+    (sums of floats are of `wsod.metrics.exact`), so that `merge(update(A), update(B))` equals
+    `update(A ∪ B)` to the last bit, whatever the order.
 
     Args:
         classes: number of classes of the data set.
@@ -185,7 +187,7 @@ class CaseMean(Metric):
         """The k-th map's own score; None where the metric's rule leaves the case out."""
 
     def _empty(self) -> dict[str, Array]:
-        return {"sum": np.zeros(self.classes), "count": np.zeros(self.classes, np.int64)}
+        return {"sum": np.zeros(self.classes, np.object_), "count": np.zeros(self.classes, np.int64)}
 
     def _measure(self, maps: AttentionMaps, sample: Sample) -> dict[int, float | None]:
         return {label: self.case(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
@@ -196,7 +198,7 @@ class CaseMean(Metric):
             if score is None:
                 self._skip()
             else:
-                self._state["sum"][label] += score
+                self._state["sum"][label] += exact(score)
                 self._state["count"][label] += 1
                 counted[label] = score
         return counted
@@ -204,13 +206,13 @@ class CaseMean(Metric):
     def compute(self) -> Score:
         total, count = self._state["sum"], self._state["count"]
         seen = np.flatnonzero(count)
-        per_class = {int(label): float(total[label] / count[label]) for label in seen}
+        per_class = {int(label): mean_of_exact(total[label], count[label]) for label in seen}
         if not per_class:
             value = math.nan
         elif self.average == "classes":
             value = math.fsum(per_class.values()) / len(per_class)
         else:
-            value = float(total.sum() / count.sum())
+            value = mean_of_exact(total.sum(), count.sum())
         return Score(value, int(count.sum()), self._skipped, per_class)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wsod.errors import ConfigError
 from wsod.metrics.base import Evidence
+from wsod.metrics.exact import exact, mean_of_exact
 from wsod.metrics.faithfulness import FaithfulnessMetric
 from wsod.metrics.probe import Baseline, View
 from wsod.types import AttentionMaps, Sample, Score
@@ -52,7 +53,11 @@ class _PixelCurve(FaithfulnessMetric):
             yield View(image_id, (place < changed).reshape(scores.shape) == self.shows, self.baseline)
 
     def _empty(self) -> dict[str, Array]:
-        return {**super()._empty(), "curve": np.zeros(self.steps + 1), "curves": np.zeros((), np.int64)}
+        return {
+            **super()._empty(),
+            "curve": np.zeros(self.steps + 1, np.object_),
+            "curves": np.zeros((), np.int64),
+        }
 
     def _measure(self, maps: AttentionMaps, sample: Sample) -> Any:
         scores = super()._measure(maps, sample)
@@ -63,7 +68,7 @@ class _PixelCurve(FaithfulnessMetric):
     def _count(self, measured: Any, sample: Sample) -> dict[int, Evidence]:
         scores, curves = measured
         for curve in curves:
-            self._state["curve"] += curve
+            self._state["curve"] += exact(curve)
             self._state["curves"] += 1
         return super()._count(scores, sample)
 
@@ -73,7 +78,7 @@ class _PixelCurve(FaithfulnessMetric):
         if not count:
             return score
         shares = np.linspace(0, 1, self.steps + 1).tolist()
-        return replace(score, thresholds=shares, curve=(self._state["curve"] / count).tolist())
+        return replace(score, thresholds=shares, curve=mean_of_exact(self._state["curve"], count).tolist())
 
     def score(self, whole: float, answers: Array) -> float:
         return float((answers[1:] + answers[:-1]).sum() / (2 * self.steps))

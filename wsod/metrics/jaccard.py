@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wsod.boxes.convert import Rule, heatmap_to_mask
 from wsod.metrics.base import CaseMean, Evidence
+from wsod.metrics.exact import exact, mean_of_exact
 from wsod.metrics.truth import TruthSource, truth_mask
 from wsod.types import AttentionMaps, Sample, Score
 
@@ -47,7 +48,7 @@ class Jaccard(CaseMean):
         return frozenset({self.truth})
 
     def _empty(self) -> dict[str, NDArray[Any]]:
-        return {**super()._empty(), "right": np.zeros(()), "scored": np.zeros((), np.int64)}
+        return {**super()._empty(), "right": np.zeros((), np.object_), "scored": np.zeros((), np.int64)}
 
     def _overlap(self, maps: AttentionMaps, k: int, sample: Sample) -> tuple[float | None, float] | None:
         """IoU (None of an empty truth) and precision; None where there is no truth."""
@@ -74,11 +75,11 @@ class Jaccard(CaseMean):
     def _count(self, measured: Any, sample: Sample) -> dict[int, Evidence]:
         for overlap in measured.values():
             if overlap is not None:
-                self._state["right"] = self._state["right"] + overlap[1]
+                self._state["right"] = self._state["right"] + exact(overlap[1])
                 self._state["scored"] = self._state["scored"] + 1
         return super()._count({label: o if o is None else o[0] for label, o in measured.items()}, sample)
 
     def compute(self) -> Score:
         scored = int(self._state["scored"])
-        precision = float(self._state["right"]) / scored if scored else math.nan
+        precision = mean_of_exact(self._state["right"], scored) if scored else math.nan
         return dataclasses.replace(super().compute(), extra={"precision": precision})

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.metrics.base import Evidence
+from wsod.metrics.exact import exact, mean_of_exact
 from wsod.metrics.histograms import count_above
 from wsod.metrics.swept import SweptMetric, Threshold
 from wsod.metrics.truth import TruthSource, truth_mask
@@ -49,7 +50,7 @@ class MaskIoU(SweptMetric):
     def _empty(self) -> dict[str, NDArray[Any]]:
         shape = (self.classes, len(self._thresholds))
         return {
-            "iou": np.zeros(shape),
+            "iou": np.zeros(shape, np.object_),
             "count": np.zeros(self.classes, np.int64),
             "intersection": np.zeros(shape[1], np.int64),
             "union": np.zeros(shape[1], np.int64),
@@ -82,7 +83,7 @@ class MaskIoU(SweptMetric):
                 continue
             intersection, union = overlap
             iou = np.divide(intersection, union, out=np.zeros(len(union)), where=union > 0)
-            self._state["iou"][label] += iou
+            self._state["iou"][label] += exact(iou)
             self._state["count"][label] += 1
             self._state["intersection"] += intersection
             self._state["union"] += union
@@ -94,9 +95,9 @@ class MaskIoU(SweptMetric):
         n = int(count.sum())
         if not n:
             return Score(math.nan, 0, self._skipped)
-        curve = iou.sum(0) / n
+        curve = mean_of_exact(iou.sum(0), n)
         best = int(self._places(curve[None], [self.name], threshold)[0])
-        per_class = {int(c): float(iou[c, best] / count[c]) for c in np.flatnonzero(count)}
+        per_class = {int(c): mean_of_exact(iou[c, best], count[c]) for c in np.flatnonzero(count)}
         union = self._state["union"][best]
         extra = {
             "per_case": float(curve[best]),
