@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atcon.config import FinetuneConfig, config_from_tables
+from atcon.experiments.base import Experiment
 from atcon.experiments.predictions import Predictions
 from atcon.experiments.readings import Cases
 from atcon.experiments.views import stored_maps
 from wsod.boxes.convert import heatmap_to_mask
 from wsod.config import merge
 
-__all__ = ["accuracy", "map_iou", "row_iou", "trained"]
+__all__ = ["HeadExperiment", "accuracy", "map_iou", "row_iou"]
 
 SCRATCH: Mapping[str, Any] = {
     "steps": 300,
@@ -31,24 +34,60 @@ SCRATCH: Mapping[str, Any] = {
 }
 
 
-def trained(
-    recipe: str,
-    seed: int,
-    *,
-    data: Mapping[str, Any],
-    model: Mapping[str, Any],
-    train: Mapping[str, Any],
-) -> FinetuneConfig:
-    """Supervised training, from random weights unless `model` says otherwise.
+@dataclass(frozen=True, kw_only=True)
+class HeadExperiment(Experiment, ABC):
+    """One supervised stage an arm, on a trunk that all arms have in common.
 
     Args:
-        recipe: the experiment's name.
-        seed: of the run.
-        data, model: tables of a recipe.
-        train: what its stage sets otherwise than `SCRATCH`.
+        tune: split that thresholds are chosen on.
+        test: split that is scored; another one.
+        images: the first N images of these two only; 0 = all.
+        arch, weights, size: of the classifier, as a recipe's `[model]` has them.
+        train: what the stages set otherwise than `SCRATCH`.
+        extra: what `[data]` sets otherwise.
     """
-    table = {"data": data, "model": model, "stages": {"start": merge(SCRATCH, train)}, "seed": seed}
-    return config_from_tables({**table, "recipe": recipe}, {}, recipe)
+
+    data: str = "shapes:simple=true,count=400"
+    tune: str = "val"
+    test: str = "test"
+    images: int = 0
+    arch: str = "smallnet"
+    weights: str = "none"
+    size: int = 48
+    train: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def trained(
+        self,
+        seed: int,
+        head: str,
+        options: Mapping[str, Any],
+        *,
+        train: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> FinetuneConfig:
+        """How an arm is trained.
+
+        Args:
+            seed: of the run.
+            head: its name.
+            options: of the head.
+            train, data: what this arm sets otherwise, beyond the experiment's own.
+        """
+        model = {"arch": self.arch, "weights": self.weights, "size": self.size, "head": head}
+        table = {
+            "data": merge({"spec": self.data, "train": "train", "val": "val", **(data or {})}, self.extra),
+            "model": {**model, "head_options": options},
+            "stages": {"start": merge(merge(SCRATCH, self.train), train or {})},
+            "seed": seed,
+            "recipe": self.name,
+        }
+        return config_from_tables(table, {}, self.name)
+
+    @staticmethod
+    def own(head: str) -> str:
+        """The map that a head makes; of the network's own head, CAM."""
+        return "cam" if head == "linear" else "attention"
 
 
 def accuracy(view: Path) -> Cases:

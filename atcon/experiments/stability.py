@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from atcon.config import FinetuneConfig
-from atcon.experiments.base import Arm, Experiment, Measure
-from atcon.experiments.headed import accuracy, map_iou, trained
+from atcon.experiments.base import Arm, Measure
+from atcon.experiments.headed import HeadExperiment, accuracy, map_iou
 from atcon.experiments.readings import Cases, Reading
 from atcon.experiments.views import View, scores_of
-from wsod.config import merge
+from wsod.config import plain
+from wsod.errors import ConfigError
 from wsod.models import HEADS
 
 __all__ = ["Stability"]
@@ -24,12 +26,15 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "base": {},
     "batch": {"batch": 16},
     "lr": {"lr": 1e-3},
-    "decay": {"weight_decay": 0.05},
+    # decoupled, times the rate: over 300 steps, weights shrink by a quarter
+    "decay": {"weight_decay": 1.0},
 }
+
+NAMED = {"drop": "average_drop", "increase": "increase_in_confidence", "pointing": "pointing_game"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stability(Experiment):
+class Stability(HeadExperiment):
     """LFI-CAM's claim: maps of trainings with other batch size, learning rate, weight decay overlap more.
 
     Lee et al., LFI-CAM, ICCV 2021, section on stability: the IoU of {map > 100/255} between runs, here over
@@ -42,11 +47,7 @@ class Stability(Experiment):
         settings: what each training sets otherwise than the first; empty = other batch size, learning rate
             and weight decay, one at a time.
         options: of a head, by its name.
-        images: the first N images of `test` only; 0 = all.
-        arch, weights, size: of the classifier.
         frame: side, in pixels, maps are compared at.
-        train: what all stages set otherwise.
-        extra: what their `[data]` sets otherwise.
     """
 
     name: ClassVar[str] = "stability"
@@ -58,28 +59,21 @@ class Stability(Experiment):
         Measure("pointing", "pointing game"),
     )
 
-    data: str = "shapes:simple=true,count=400"
     heads: tuple[str, ...] = ("linear", "lfi", "abn")
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    images: int = 0
-    arch: str = "smallnet"
-    weights: str = "none"
-    size: int = 48
     frame: int = 64
-    train: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for head in self.heads:
             HEADS[head]
+        trained = [plain(self._config(self.heads[0], name, 0, Path())) for name in self._settings()]
+        if len(trained) < 2 or any(a == b for a, b in combinations(trained, 2)):
+            got = ", ".join(self._settings())
+            raise ConfigError("experiment stability: settings", "two or more different trainings", got)
 
     def _settings(self) -> Mapping[str, Mapping[str, Any]]:
         return self.settings or SETTINGS
-
-    @staticmethod
-    def _maps(head: str) -> str:
-        return "cam" if head == "linear" else "attention"
 
     def arms(self) -> tuple[Arm, ...]:
         return tuple(
@@ -89,31 +83,31 @@ class Stability(Experiment):
         )
 
     def _view(self, head: str) -> View:
-        metrics = ("average_drop", "increase_in_confidence", "pointing_game")
-        name, maps = "test", (self._maps(head),)
         return View(
-            name, self.data, "test", self.images, maps, metrics=metrics, predictions=True, save_maps=True
+            "test",
+            self.data,
+            self.test,
+            self.images,
+            (self.own(head),),
+            metrics=tuple(NAMED.values()),
+            predictions=True,
+            save_maps=True,
         )
 
     def _config(self, head: str, setting: str, seed: int, home: Path) -> FinetuneConfig:
-        model = {"arch": self.arch, "weights": self.weights, "size": self.size, "head": head}
-        model["head_options"] = self.options.get(head, {})
-        data = merge({"spec": self.data, "train": "train", "val": "val"}, self.extra)
-        train = merge(self.train, self._settings()[setting])
-        return trained(self.name, seed, data=data, model=model, train=train)
+        return self.trained(seed, head, self.options.get(head, {}), train=self._settings()[setting])
 
     def read(self, folder: Path) -> Mapping[str, Mapping[str, Reading]]:
         return {head: self._readings(folder, head) for head in self.heads}
 
     def _readings(self, folder: Path, head: str) -> dict[str, Reading]:
-        maps = self._maps(head)
+        maps = self.own(head)
         views = [folder / f"{head}-{setting}" / "test" for setting in self._settings()]
-        named = {"drop": "average_drop", "increase": "increase_in_confidence", "pointing": "pointing_game"}
         return {
             "iou": map_iou(views, maps, (self.frame, self.frame)),
             "accuracy": _mean([accuracy(view) for view in views]),
             **{
-                key: _mean([scores_of(view, metric, maps) for view in views]) for key, metric in named.items()
+                key: _mean([scores_of(view, metric, maps) for view in views]) for key, metric in NAMED.items()
             },
         }
 

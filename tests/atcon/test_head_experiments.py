@@ -44,8 +44,10 @@ def test_fgsm_moves_every_pixel_by_epsilon():
 def test_a_linear_probe_finds_a_linear_rule():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(300, 8))
-    y = np.where(x[:, 0] + 0.5 * x[:, 1] > 0, 7, 4)
-    assert (linear_probe(x[:200], y[:200], x[200:], 0.01) == y[200:]).mean() > 0.88
+    rule = x[:, 0] + 0.5 * x[:, 1] > 0
+    y = np.stack([~rule, rule], 1)
+    scores = linear_probe(x[:200], y[:200], x[200:], 0.01)
+    assert (scores.argmax(1) == y[200:].argmax(1)).mean() > 0.88
 
 
 def test_overlap_of_maps(tmp_path):
@@ -67,8 +69,11 @@ def test_overlap_of_maps(tmp_path):
 def test_misfits_are_refused():
     with pytest.raises(ConfigError, match="Did you mean 'lfi'"):
         bind(EXPERIMENTS["heads"], {"heads": ["lfl"]}, "heads")
-    with pytest.raises(ConfigError, match="one class an image"):
-        bind(EXPERIMENTS["ltpa"], {"data": "shapes:count=8"}, "ltpa")
+    with pytest.raises(ConfigError, match="7 of 8 held out"):
+        bind(EXPERIMENTS["ltpa"], {"data": "shapes:count=8", "unseen": 7}, "ltpa")
+    same = {"a": {"batch": 32}, "b": {}}
+    with pytest.raises(ConfigError, match="two or more different trainings"):
+        bind(EXPERIMENTS["stability"], {"settings": same}, "stability")
 
 
 SMALL = {"data": "shapes:simple=true,count=24", "seeds": 2, "size": 32, "train": {"steps": 1, "batch": 8}}
