@@ -13,6 +13,7 @@ import numpy as np
 
 from wsod.data.dataset import Dataset
 from wsod.errors import ConfigError, ModelError, WsodError
+from wsod.memory import ran_out, room_for
 from wsod.types import AttentionMaps, Sample
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ TOP = 5
 T = TypeVar("T")
 U = TypeVar("U")
 RANKING_DEPTH = 10
+#: what to do where one image alone does not fit in memory
+ALONE = "Choose a smaller --size, fewer --maps at once, or another --device."
 #: where a map's cache has the classifier's input and its region, for those who ask the classifier again
 INPUT = "input"
 
@@ -143,14 +146,26 @@ def iterate_maps(
             return Fault(dataset.ids[index], error)
         return _Loaded(index, sample, tensor, region, image if shown else None)
 
+    def made(batch: list[_Loaded]) -> list[tuple[Sample, dict[str, AttentionMaps]] | Fault]:
+        try:
+            return list(
+                _batch_maps(classifier, batch, methods, tape_methods, columns, labels, device, frame, tta)
+            )
+        except Exception as error:
+            if len(batch) > 1 or not ran_out(error):
+                raise
+            where = f"{classifier.arch}, image {batch[0].sample.image_id}"
+            got = f"out of memory on {device}"
+            return [Fault(batch[0].sample.image_id, ModelError(where, "room for one image", got, ALONE))]
+
     loaded = ahead(load, indices, threads, depth=2 * batch_size)
+    room = room_for(classifier, "images a batch")
     for group in _batches(loaded, batch_size):
         if isinstance(group, Fault):
             yield group
-        else:
-            yield from _batch_maps(
-                classifier, group, methods, tape_methods, columns, labels, device, frame, tta
-            )
+            continue
+        for part in room.over(group, made):
+            yield from part
 
 
 def _batches(loaded: Iterator[_Loaded | Fault], batch_size: int) -> Iterator[list[_Loaded] | Fault]:
@@ -204,7 +219,8 @@ def _batch_maps(
         # what is derived from a batch, such as the head's weights, would be spoilt for the other images
         others = [item for item, good in zip(batch, finite, strict=True) if good]
         options = (methods, tape_methods, columns, rule, device, frame, tta)
-        found = _batch_maps(classifier, others, *options) if others else iter(())
+        # all of them before the first is handed on: where memory runs out, the batch is made again
+        found = iter(list(_batch_maps(classifier, others, *options)) if others else [])
         for item, good in zip(batch, finite, strict=True):
             where = f"{classifier.arch}, image {item.sample.image_id}"
             fault = Fault(item.sample.image_id, ModelError(where, "finite logits", "NaN or infinity"))

@@ -11,8 +11,9 @@ from scipy import ndimage
 
 from wsod.data.dataset import Dataset
 from wsod.errors import ModelError
+from wsod.memory import ran_out, room_for
 from wsod.metrics.probe import Baseline, View
-from wsod.pipeline import INPUT, class_columns
+from wsod.pipeline import ALONE, INPUT, class_columns
 from wsod.types import AttentionMaps, Sample
 
 if TYPE_CHECKING:
@@ -70,19 +71,32 @@ class ClassifierProbe:
         return (tensor.shape[1], tensor.shape[2]), region
 
     def __call__(self, views: Iterable[View]) -> NDArray[np.float64]:
+        answers = [np.zeros((0, len(self._columns)))]
+        room = room_for(self.classifier, "views a pass")
+        for batch in self._batches(views):
+            try:
+                answers += room.over(batch, self._answers)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+                where = f"{self.classifier.arch}, image {batch[0].image_id}"
+                got = f"out of memory on {self.device}"
+                raise ModelError(where, "room for one view", got, ALONE) from None
+        return np.concatenate(answers)
+
+    def _answers(self, batch: list[View]) -> NDArray[np.float64]:
+        """(M, C) probabilities of views of one input shape."""
         import torch
 
-        answers = [np.zeros((0, len(self._columns)))]
-        for batch in self._batches(views):
-            with torch.inference_mode():
-                logits = self.classifier(self._shown(batch)).double()
-                multilabel = self.classifier.task == "multilabel"
-                probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
-            answers.append(probabilities.cpu().numpy()[:, self._columns])
-            if not np.isfinite(answers[-1]).all():
-                name = batch[0].image_id
-                raise ModelError(f"{self.classifier.arch}, image {name}", "finite logits", "NaN or infinity")
-        return np.concatenate(answers)
+        with torch.inference_mode():
+            logits = self.classifier(self._shown(batch)).double()
+            multilabel = self.classifier.task == "multilabel"
+            probabilities = logits.sigmoid() if multilabel else logits.softmax(1)
+        found: NDArray[np.float64] = probabilities.cpu().numpy()[:, self._columns]
+        if not np.isfinite(found).all():
+            name = batch[0].image_id
+            raise ModelError(f"{self.classifier.arch}, image {name}", "finite logits", "NaN or infinity")
+        return found
 
     def _batches(self, views: Iterable[View]) -> Iterator[list[View]]:
         """Views of one input shape, at most `batch_size`, in order."""

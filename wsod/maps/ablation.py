@@ -7,6 +7,7 @@ from torch import Tensor
 
 from wsod.maps.method import combine, rectify
 from wsod.maps.tape import Tape
+from wsod.memory import room_for
 
 __all__ = ["ablationcam"]
 
@@ -50,9 +51,12 @@ def ablationcam(
 def _ablated(tape: Tape, row: int, chunk: int) -> Tensor:
     """(D, C) logits of one image with each channel zeroed."""
     features = tape.features[row].detach()
-    logits = []
-    for channels in torch.split(torch.arange(len(features), device=features.device), chunk):
+
+    def without(channels: Tensor) -> Tensor:
         variants = features.expand(len(channels), *features.shape).clone()
         variants[torch.arange(len(channels), device=features.device), channels] = 0
-        logits.append(tape.replay(variants, row))
-    return torch.cat(logits)
+        return tape.replay(variants, row)
+
+    room = room_for(tape.classifier, "ablated copies a pass")
+    channels = torch.arange(len(features), device=features.device)
+    return torch.cat([logits for some in torch.split(channels, chunk) for logits in room.over(some, without)])

@@ -16,6 +16,7 @@ from wsod.errors import ConfigError
 from wsod.maps.fitted import Fitted
 from wsod.maps.method import combine, rectify
 from wsod.maps.tape import Tape
+from wsod.memory import room_for
 from wsod.models.classifier import Classifier, resolve_layer
 
 __all__ = ["Statistics", "broadcam", "fit_broadcam", "stacked"]
@@ -149,10 +150,15 @@ def fit_broadcam(
     paths = tuple(resolve_layer(classifier.network, path) for path in layers.split("+") if path)
     paths = paths or (classifier.target_layer,)
     found: Statistics | None = None
-    for images, labels in batches:
+    room = room_for(classifier, "images of a fit at once")
+
+    def pooled(images: Tensor) -> Tensor:
         with torch.no_grad():
             tape = Tape(classifier, images, layers=paths)
-            z = stacked([tape.features_at(path).detach() for path in paths]).mean((2, 3))
+            return stacked([tape.features_at(path).detach() for path in paths]).mean((2, 3))
+
+    for images, labels in batches:
+        z = torch.cat(list(room.over(images, pooled)))
         found = found or Statistics(z.shape[1], labels.shape[1])
         found.update(z, labels)
     if found is None:

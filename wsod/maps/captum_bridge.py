@@ -17,6 +17,7 @@ from wsod.errors import ConfigError, ModelError
 from wsod.maps.backprop import Reduce, over_colours
 from wsod.maps.method import MapMethod
 from wsod.maps.tape import Tape
+from wsod.memory import ran_out
 from wsod.models.classifier import evaluation_mode
 from wsod.registry import nearest
 
@@ -111,6 +112,8 @@ def _attribute(
                 made = kind(classifier, layer) if layered else kind(classifier)
                 one = made.attribute(shown, target=labels[some], **options)
             except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+                if ran_out(error):
+                    raise
                 line = str(error).strip().split("\n")[0]
                 raise ModelError(where, "a network and options that captum accepts", line) from error
             if one.shape[1:] == shown.shape[1:]:

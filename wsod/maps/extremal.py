@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wsod.errors import ConfigError
 from wsod.maps.sweep import ScoreKind, ready, scores_of
 from wsod.maps.tape import Tape
+from wsod.memory import room_for
 from wsod.models.classifier import Classifier
 
 __all__ = ["extremalperturbation"]
@@ -82,15 +83,19 @@ def extremalperturbation(
     total = torch.zeros(len(cases), math.ceil(height / step), math.ceil(width / step))
     maps = total.to(tape.images.device, tape.logits.dtype)
     with torch.inference_mode(False), ready(tape, "full", fold) as classifier:
-        for start in range(0, len(jobs), chunk):
-            some = jobs[start : start + chunk]
+
+        def found(some: list[tuple[int, float]]) -> tuple[Tensor, Tensor]:
             which = torch.tensor([index for index, _ in some])
             rows, labels = cases[which].to(tape.images.device).unbind(1)
             pyramids = _pyramid(tape.images.detach()[rows], blur, levels)
             template = torch.tensor([share for _, share in some]).to(maps)
             ascent = _Ascent(tape, classifier, pyramids, labels, template, step, sigma, score)
-            masks = ascent.run(iterations, maps.shape[1:])
-            maps.index_add_(0, which.to(maps.device), masks.to(maps.dtype))
+            return which, ascent.run(iterations, maps.shape[1:])
+
+        room = room_for(tape.classifier, "masks at once")
+        for start in range(0, len(jobs), chunk):
+            for which, masks in room.over(jobs[start : start + chunk], found):
+                maps.index_add_(0, which.to(maps.device), masks.to(maps.dtype))
     return maps
 
 

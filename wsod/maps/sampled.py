@@ -11,7 +11,7 @@ from torch import Tensor
 from wsod.errors import ModelError
 from wsod.maps.backprop import Reduce, over_colours
 from wsod.maps.derivatives import differentiate
-from wsod.maps.sweep import chunk_size, ready
+from wsod.maps.sweep import chunk_size, ready, room_of
 from wsod.maps.tape import Tape
 
 __all__ = ["integratedgradients", "smoothgrad"]
@@ -123,16 +123,20 @@ def _weighted_gradient(
     with torch.inference_mode(False), ready(tape, "full", fold) as classifier, torch.enable_grad():
         for row in sorted(set(rows.tolist())):
             mine = (rows == row).nonzero()[:, 0].tolist()
-            for start in range(0, len(versions), size):
-                some = versions[start : start + size]
+
+            def summed(some: Sequence[Version], row: int = row, mine: list[int] = mine) -> Tensor:
                 batch = torch.cat([version(images[row : row + 1]) for version, _ in some])
                 batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_()
                 logits = classifier(batch)
                 weights = torch.tensor([weight for _, weight in some], dtype=total.dtype, device=total.device)
-                for case in mine:
-                    each = torch.tensor([(place, int(labels[case])) for place in range(len(some))])
-                    total[case] += torch.einsum("n,nchw->chw", weights, _gradient(logits, batch, each))
-                del logits  # and its graph, before the next one is made
+                each = [torch.tensor([(n, int(labels[case])) for n in range(len(some))]) for case in mine]
+                return torch.stack(
+                    [torch.einsum("n,nchw->chw", weights, _gradient(logits, batch, cases)) for cases in each]
+                )
+
+            for start in range(0, len(versions), size):
+                for part in room_of(tape).over(versions[start : start + size], summed):
+                    total[mine] += part
     return total
 
 

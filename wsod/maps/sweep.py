@@ -14,9 +14,10 @@ from wsod.maps.derivatives import full
 from wsod.maps.folding import folded
 from wsod.maps.pointwise import PointwiseMode
 from wsod.maps.tape import Tape
+from wsod.memory import Room, room_for
 from wsod.models.classifier import Classifier, evaluation_mode
 
-__all__ = ["Forward", "Precision", "ScoreKind", "chunk_size", "ready", "scores_of", "sweeping"]
+__all__ = ["Forward", "Precision", "ScoreKind", "chunk_size", "ready", "room_of", "scores_of", "sweeping"]
 
 Forward = Callable[[Tensor], Tensor]
 Precision = Literal["full", "bf16"]
@@ -33,6 +34,11 @@ def chunk_size(images: Tensor, chunk: int) -> int:
         raise ConfigError("chunk", "at least 0", chunk)
     one = images[0].numel() * images.element_size() if len(images) else 1
     return chunk or max(1, (_CPU if images.device.type == "cpu" else _ACCELERATOR) // one)
+
+
+def room_of(tape: Tape) -> Room:
+    """How many variants of an image fit in memory at once."""
+    return room_for(tape.classifier, "variants of an image a pass")
 
 
 @contextmanager
@@ -64,12 +70,19 @@ def ready(tape: Tape, precision: Precision, fold: bool) -> Iterator[Classifier]:
 
 @contextmanager
 def sweeping(tape: Tape, precision: Precision = "full", fold: bool = True) -> Iterator[Forward]:
-    """A function from variants of the images (B, 3, H, W) to logits (B, C), without graph, channels-last."""
+    """A function from variants of the images (B, 3, H, W) to logits (B, C), without graph, channels-last.
+
+    Variants that do not fit in memory together go through the network in parts.
+    """
     with ready(tape, precision, fold) as classifier:
 
-        def forward(images: Tensor) -> Tensor:
+        def once(images: Tensor) -> Tensor:
             with torch.no_grad():
                 return full(classifier(images.contiguous(memory_format=torch.channels_last)))
+
+        def forward(images: Tensor) -> Tensor:
+            parts = list(room_of(tape).over(images, once))
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         yield forward
 

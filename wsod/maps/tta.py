@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wsod.errors import ConfigError, ModelError
 from wsod.maps.method import MapMethod
 from wsod.maps.tape import Tape
+from wsod.memory import ran_out
 
 __all__ = ["View", "fused_maps", "views_of"]
 
@@ -83,6 +84,8 @@ def fused_maps(
             other = tape.again(images, tape.needs, False, tape.layers)
             maps = {name: method(other, cases).detach() for name, method in moving.items()}
         except (AssertionError, RuntimeError, ValueError) as error:
+            if ran_out(error):
+                raise
             raise ModelError(
                 f"{tape.classifier.arch}, scale {view.scale:g}",
                 "a network that runs at other sizes",
