@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,22 @@ class Board:
                 self._evidence[name][case] = _packed(value)
                 if case not in self._facts:
                     self._facts[case] = CaseFacts.of(maps, sample, label)
+
+    def merge(self, other: Board) -> None:
+        """Add the counts of the same row over other images."""
+        for name, metric in self.metrics.items():
+            metric.merge(other.metrics[name])
+            self._evidence[name] |= other._evidence[name]
+        self._facts |= other._facts
+        self._chosen |= other._chosen
+        self._lacking |= other._lacking
+        self._counted |= other._counted
+
+    def sort(self, images: Iterable[str]) -> None:
+        """Put the cases in the order of the images, as one process counts them."""
+        place = {image: n for n, image in enumerate(images)}
+        for name, evidence in self._evidence.items():
+            self._evidence[name] = dict(sorted(evidence.items(), key=lambda item: place[item[0][0]]))
 
     def threshold(self) -> float:
         """The threshold pictures are drawn at: that of the first swept metric."""

@@ -139,13 +139,14 @@ def evaluate(
     wsod evaluate --maps gradcam --checkpoint ft.pt
     wsod evaluate --maps gradcam --maps center --checkpoint ft.pt --data voc2012:VOCdevkit --out runs/a
     """
+    from wsod.distributed import speaks
     from wsod.evaluation import evaluate as run
     from wsod.report.formats import format_results
     from wsod.report.tables import print_results
 
     with progress_bar("evaluating") as progress:
         result = run(maps, out=out, progress=progress, notice=warn, **options)
-    if quiet:
+    if quiet or not speaks():
         return
     if style != "table":
         click.echo(format_results({"": result}, style, published=published))
@@ -201,10 +202,13 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
     \b
     wsod maps --maps gradcam --checkpoint ft.pt --out runs/maps
     """
+    from wsod.distributed import speaks
     from wsod.evaluation import compute_maps
 
     with progress_bar("computing maps") as progress:
         computed, faults = compute_maps(maps, out, progress=progress, notice=warn, **options)
+    if not speaks():
+        return
     for fault in faults:
         warn(str(fault.error))
     if options["save_overlays"]:

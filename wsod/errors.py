@@ -9,6 +9,7 @@ __all__ = [
     "MapError",
     "ModelError",
     "OutputError",
+    "ProcessError",
     "WsodError",
 ]
 
@@ -59,3 +60,7 @@ class CheckpointError(WsodError):
 
 class OutputError(WsodError):
     """A file or folder that cannot be written."""
+
+
+class ProcessError(WsodError):
+    """Another process of the same run that is gone."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsod.board import Board
 from wsod.config import plain
 from wsod.data.dataset import Dataset
+from wsod.distributed import World, joined
 from wsod.errors import ConfigError, WsodError
 from wsod.kept import KeptMaps, computed_maps
-from wsod.output import only_writer
 from wsod.pipeline import Fault
 from wsod.protocols import Protocol, load_protocol
-from wsod.request import Maps, Run, make_request, open_run
+from wsod.request import Maps, Request, Run, make_request, open_run
 from wsod.results import Result, provenance
 from wsod.scoremaps import MapProcessing
 from wsod.scoring import Item, measured
@@ -35,15 +36,19 @@ T = TypeVar("T")
 
 
 def _checked(
-    results: Iterable[T | Fault], run: Run, total: int, progress: Progress | None
+    results: Iterable[T | Fault], run: Run, world: World, progress: Progress | None, before: int = 0
 ) -> Iterator[T | Fault]:
     """The same, up to the first fault if that is to stop the run."""
-    for done, result in enumerate(results, 1):
+    for done, result in enumerate(results, before + 1):
         if isinstance(result, Fault) and run.request.on_error == "fail":
             raise result.error
         yield result
-        if progress:
-            progress(done, total)
+        together = world.done(done)
+        if progress and world.first:
+            progress(together, len(run.indices))
+    for together in world.waiting():
+        if progress and world.first:
+            progress(together, len(run.indices))
 
 
 def _annotations(dataset: Dataset, indices: Sequence[int]) -> Iterator[Item | Fault]:
@@ -74,7 +79,13 @@ def compute_maps(
     Returns:
         How many images were computed, and the faults (under `on_error="skip"`).
     """
-    out, run = Path(out), open_run(make_request(maps, options))
+    with joined() as world:
+        return _compute(Path(out), open_run(make_request(maps, options)), world, progress, notice)
+
+
+def _compute(
+    out: Path, run: Run, world: World, progress: Progress | None, notice: Notice | None
+) -> tuple[int, list[Fault]]:
     if run.stores or run.detections:
         raise ConfigError(
             "--maps",
@@ -82,41 +93,61 @@ def compute_maps(
             ", ".join([*run.stores, *run.detections]),
             "These maps are on disk already.",
         )
-    faults, computed = [], 0
-    shown: list[Item] = []
-    with only_writer(out):
-        kept = KeptMaps(run, out, run.methods, notice=notice)
-        missing = {i for i in run.indices if not kept.has(run.dataset.ids[i], run.methods)}
+    faults: list[tuple[int, Fault]] = []
+    shown: list[tuple[int, Item]] = []
+    computed = 0
+    with world.only_writers(out):
+        kept = KeptMaps(run, out, run.methods, world, notice=notice)
+        mine = world.share(run.indices, run.request.batch_size)
+        missing = {i for i in mine if not kept.has(run.dataset.ids[i], run.methods)}
         # the first images are drawn, whichever run made their maps
-        wanted = [i for n, i in enumerate(run.indices) if i in missing or n < run.request.save_overlays]
-        items = _checked(computed_maps(run, wanted, kept=kept), run, len(wanted), progress)
+        wanted = [i for i in mine if i in missing or i < run.request.save_overlays]
+        before = len(mine) - len(wanted)
+        items = _checked(computed_maps(run, wanted, kept=kept), run, world, progress, before)
         for index, item in zip(wanted, items, strict=True):
             if isinstance(item, Fault):
-                faults.append(item)
+                faults.append((index, item))
                 continue
-            _keep(run, shown, item)
+            _keep(run, shown, index, item)
             kept.add(index, item[1])
             computed += index in missing
         kept.finish()
-        _draw(run, out, shown, dict.fromkeys(run.methods, CLAIM), MapProcessing())
-    return computed, faults
+        for number, more, others in world.others((computed, faults, shown)):
+            computed += number
+            faults += more
+            shown += others
+        if world.first:
+            _draw(run, out, shown, dict.fromkeys(run.methods, CLAIM), MapProcessing())
+        found: tuple[int, list[Fault]] = world.tell(
+            (computed, [fault for _, fault in sorted(faults, key=_place)])
+        )
+    return found
 
 
-def _keep(run: Run, kept: list[Item], item: Item) -> None:
+def _place(item: tuple[int, Any]) -> int:
+    return item[0]
+
+
+def _keep(run: Run, shown: list[tuple[int, Item]], index: int, item: Item) -> None:
     """Keep an image for the pictures, while there are fewer cases than asked for."""
-    cases = sum(len(next(iter(found.values())).labels) for _, found in kept)
+    cases = sum(len(next(iter(found.values())).labels) for _, (_, found) in shown)
     if cases < run.request.save_overlays and item[1]:
-        kept.append(item)
+        shown.append((index, item))
 
 
 def _draw(
-    run: Run, out: Path, kept: list[Item], thresholds: Mapping[str, float], processing: MapProcessing
+    run: Run,
+    out: Path,
+    shown: Sequence[tuple[int, Item]],
+    thresholds: Mapping[str, float],
+    processing: MapProcessing,
 ) -> None:
-    """Pictures of the images kept, in OUT/overlays."""
-    if kept:
+    """Pictures of the first images kept, in OUT/overlays."""
+    if shown:
         from wsod.report.overlays import save_overlays
 
-        pixels = ((sample, _pixels(run.dataset, sample), found) for sample, found in kept)
+        items = [item for _, item in sorted(shown, key=_place)]
+        pixels = ((sample, _pixels(run.dataset, sample), found) for sample, found in items)
         limit = run.request.save_overlays
         save_overlays(out / "overlays", pixels, thresholds, processing, run.classes, limit)
 
@@ -144,8 +175,15 @@ def evaluate(
     Raises:
         WsodError: at the first fault, unless `on_error="skip"`.
     """
-    request = make_request(maps, options)
-    out = None if out is None else Path(out)
+    with joined() as world:
+        return _evaluate(
+            make_request(maps, options), None if out is None else Path(out), world, progress, notice
+        )
+
+
+def _evaluate(
+    request: Request, out: Path | None, world: World, progress: Progress | None, notice: Notice | None
+) -> Result:
     protocol = load_protocol(request.config, request.settings)
     needs = {need for metric in protocol.build(1, request.metrics).values() for need in metric.needs}
     run = open_run(request, needs)
@@ -157,50 +195,65 @@ def evaluate(
         name: Board(name, protocol.build(count, request.metrics), source, run.probe)
         for name in (*run.methods, *run.stores, *run.detections)
     }
-    with nullcontext() if out is None else only_writer(out):
-        kept = None if out is None else _kept(run, out, notice)
-        shown, skipped = _count(run, boards, protocol.maps.frame, kept, progress)
-        whole = _finished(run, boards, protocol, skipped)
-        if out is not None:
+    with nullcontext() if out is None else world.only_writers(out):
+        kept = None if out is None else _kept(run, out, world, notice)
+        shown, skipped = _count(run, boards, protocol.maps.frame, kept, world, progress)
+        whole = _finished(run, boards, protocol, skipped) if world.first else None
+        if out is not None and whole is not None:
             _draw(run, out, shown, {name: board.threshold() for name, board in boards.items()}, protocol.maps)
             whole.save(out)
-        if kept is not None and not request.save_maps:
-            kept.remove()
-    return whole
+            if kept is not None and not request.save_maps:
+                kept.remove()
+        told: Result = world.tell(whole and replace(whole, cases=()))
+    return whole or told
 
 
-def _kept(run: Run, out: Path, notice: Notice | None) -> KeptMaps:
+def _kept(run: Run, out: Path, world: World, notice: Notice | None) -> KeptMaps:
     """The maps that a stopped run goes on from, in OUT/maps if they are asked for."""
     if run.request.save_maps:
-        return KeptMaps(run, out / "maps", run.methods, anew=True, notice=notice)
+        return KeptMaps(run, out / "maps", run.methods, world, anew=True, notice=notice)
     costly = [name for name, method in run.methods.items() if not method.is_control]
-    return KeptMaps(run, out / ".maps", costly, anew=True, notice=notice)
+    return KeptMaps(run, out / ".maps", costly, world, anew=True, notice=notice)
 
 
 def _count(
-    run: Run, boards: Mapping[str, Board], frame: int, kept: KeptMaps | None, progress: Progress | None
-) -> tuple[list[Item], list[dict[str, str]]]:
-    """Every image counted; the ones to be drawn, and the ones left out."""
-    shown: list[Item] = []
-    skipped: list[dict[str, str]] = []
+    run: Run,
+    boards: Mapping[str, Board],
+    frame: int,
+    kept: KeptMaps | None,
+    world: World,
+    progress: Progress | None,
+) -> tuple[list[tuple[int, Item]], list[dict[str, str]]]:
+    """This process's images counted, on the first one all; those to be drawn, and those left out."""
+    shown: list[tuple[int, Item]] = []
+    skipped: list[tuple[int, dict[str, str]]] = []
+    mine = world.share(run.indices, run.request.batch_size)
     if run.methods:
-        items = computed_maps(run, run.indices, frame=frame, kept=kept)
+        items = computed_maps(run, mine, frame=frame, kept=kept)
     else:
-        items = _annotations(run.dataset, run.indices)
-    results = _checked(measured(items, boards, run), run, len(run.indices), progress)
-    for index, result in zip(run.indices, results, strict=True):
+        items = _annotations(run.dataset, mine)
+    results = _checked(measured(items, boards, run), run, world, progress)
+    for index, result in zip(mine, results, strict=True):
         if isinstance(result, Fault):
-            skipped.append({"image": result.image, "error": str(result.error)})
+            skipped.append((index, {"image": result.image, "error": str(result.error)}))
             continue
         item, found = result
         for name, (one, own) in found.items():
             boards[name].count(own, one, item[0])
         if kept is not None:
             kept.add(index, item[1])
-        _keep(run, shown, item)
+        _keep(run, shown, index, item)
     if kept is not None:
         kept.finish()
-    return shown, skipped
+    for counted, drawn, left in world.others((boards, shown, skipped)):
+        for name, board in boards.items():
+            board.merge(counted[name])
+        shown += drawn
+        skipped += left
+    if world.first and world.size > 1:
+        for board in boards.values():
+            board.sort(run.dataset.ids)
+    return shown, [entry for _, entry in sorted(skipped, key=_place)]
 
 
 def _finished(

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsod import __version__
 from wsod.config import plain
+from wsod.distributed import World
 from wsod.errors import MapError, WsodError
 from wsod.pipeline import Fault, iterate_maps
 from wsod.request import Run
@@ -27,6 +28,7 @@ class KeptMaps:
         run: what is computed.
         folder: each method's maps go to FOLDER/METHOD.
         names: the methods whose maps are kept.
+        world: the processes that write them together; None = this one alone.
         anew: start over where maps made otherwise are there, instead of refusing.
         notice: called with a sentence for each damaged file found.
 
@@ -39,14 +41,21 @@ class KeptMaps:
         run: Run,
         folder: Path,
         names: Collection[str],
+        world: World | None = None,
         *,
         anew: bool = False,
         notice: Callable[[str], None] | None = None,
     ) -> None:
         self.run, self.folder, self._notice = run, folder, notice
-        self.stores = {name: MapStore(folder / name, len(run.classes)) for name in names}
-        for name, store in self.stores.items():
-            store.begin(self._made(name), anew=anew)
+        self._world = world = world or World()
+        if not world.first:
+            world.wait()  # the first one has put in order what is there
+        about = {"images": len(run.indices), "rank": world.rank}
+        self.stores = {name: MapStore(folder / name, len(run.classes), **about) for name in names}
+        if world.first:
+            for name, store in self.stores.items():
+                store.begin(self._made(name), anew=anew)
+            world.wait()
         self._batch = -1
 
     def _made(self, name: str) -> dict[str, Any]:
@@ -106,8 +115,11 @@ class KeptMaps:
             store.commit()
 
     def finish(self) -> None:
-        """Write the manifests: the stores are complete."""
+        """Write the manifests, once all are here: the stores are complete."""
         self.commit()
+        self._world.wait()
+        if not self._world.first:
+            return
         run = self.run
         for name, store in self.stores.items():
             about = {"schema": 1, "maps": name, "supervision": run.supervision(name)}

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from wsod.errors import OutputError
 
-__all__ = ["append_line", "only_writer", "write_bytes", "write_text"]
+__all__ = ["append_line", "only_writer", "remove", "write_bytes", "write_text"]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -51,12 +52,29 @@ def append_line(path: Path, line: str) -> None:
         raise OutputError(path, "a file that can be written", error.strerror or error) from error
 
 
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold an output folder, made where there is none. The system lets go of it when the process ends.
+def remove(path: Path) -> None:
+    """Delete a file, if it is there.
 
     Raises:
-        OutputError: where another process holds it, or it cannot be made.
+        OutputError: naming the file.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(path, "a file that can be deleted", error.strerror or error) from error
+
+
+@contextmanager
+def only_writer(folder: Path, among: Literal["alone", "first", "other"] = "alone") -> Iterator[None]:
+    """Hold an output folder, made where there is none. The system lets go of it when the process ends.
+
+    Args:
+        folder: to write to.
+        among: the processes of one run hold it together: the `first` one, as one `alone`, where no other
+            process does; then the `other` ones. A run that was killed holds it until its last process ends.
+
+    Raises:
+        OutputError: where another run holds it, or it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,19 +82,22 @@ def only_writer(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(folder, "a folder that can be written", error.strerror or error) from error
     try:
-        _lock(handle, folder)
+        if among != "other":
+            _lock(handle, folder, shared=False)
+        if among != "alone":
+            _lock(handle, folder, shared=True)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def _lock(handle: int, folder: Path, *, shared: bool) -> None:
     try:
         import fcntl
     except ImportError:  # not on Windows
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         hint = "Wait for it, or name another --out."
         raise OutputError(folder, "a folder no one else writes to", "another process at work", hint) from None

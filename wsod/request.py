@@ -160,10 +160,10 @@ def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
                 "no --checkpoint",
                 "Pass --checkpoint ft.pt, or a state dict with --arch NAME.",
             )
-        from wsod.device import pick_device
+        from wsod.distributed import own_device
         from wsod.models import load_classifier
 
-        run.device = pick_device(request.device)
+        run.device = own_device(request.device)
         run.classifier = load_classifier(
             request.checkpoint,
             arch=request.arch,

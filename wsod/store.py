@@ -2,7 +2,11 @@
 
 maps/gradcam/2007_000032.npz    labels (K,), values (K, h, w), size, ranking, region
 maps/gradcam/files.jsonl        what made them; then, a line a batch, the SHA-256 of each image's file
+maps/gradcam/files.1.jsonl      the same, while a run of several processes is at work: a file each
 maps/gradcam/manifest.json      method, classes, images: the folder is complete
+
+Of more than 10,000 images the files are spread over folders: maps/gradcam/3f7/ID.npz, where 3f7 begins the
+SHA-256 of the id.
 
 A process may be killed at any moment: an image is done when its line is there and its file is what the line
 says. What is half-written or damaged is found and made again.
@@ -18,13 +22,15 @@ from typing import Any
 
 from wsod.errors import ConfigError, DataError, MapError
 from wsod.mapfiles import find_map_file, read_maps, write_maps
-from wsod.output import append_line, write_text
+from wsod.output import append_line, remove, write_text
 from wsod.types import AttentionMaps, Sample
 
 __all__ = ["MapStore", "expand_map_folders"]
 
 MANIFEST, FILES = "manifest.json", "files.jsonl"
 AGAIN = "Run the same command again: only what is missing is computed."
+MANY = 10_000
+"""Images from which on their files are spread over 4096 folders."""
 
 
 class MapStore:
@@ -33,37 +39,35 @@ class MapStore:
     Args:
         folder: where they are, or will be.
         classes: number of classes of the data set they are of.
+        images: number of images it will hold.
+        rank: which of the processes that write it at once this is.
 
     Attributes:
         damaged: files that were not what their checksum says, as `has` found them.
     """
 
-    def __init__(self, folder: Path, classes: int) -> None:
-        self.folder, self.classes = folder, classes
+    def __init__(self, folder: Path, classes: int, *, images: int = 0, rank: int = 0) -> None:
+        self.folder, self.classes, self.spread = folder, classes, images > MANY
         self.manifest = _table(folder / MANIFEST, "a manifest written by `wsod maps`")
         self.damaged: list[Path] = []
+        self._files = folder / (f"files.{rank}.jsonl" if rank else FILES)
         self._made, self._sums = self._read_files()
         self._pending: dict[str, str] = {}
 
     def _read_files(self) -> tuple[dict[str, Any] | None, dict[str, str]]:
-        """What made the maps (None: another tool), and checksums by image; half a last line is left out."""
+        """What made the maps (None: another tool), and checksums by image, of all who wrote."""
         path = self.folder / FILES
         if not path.is_file():
             return None, {}
-        made: dict[str, Any] = {}
-        sums: dict[str, str] = {}
-        try:
-            lines = path.read_bytes().split(b"\n")[:-1]
-            for number, line in enumerate(lines):
-                table = json.loads(line)
-                if number:
-                    sums |= {str(image): str(digest) for image, digest in table.items()}
-                else:
-                    made = dict(table)
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            hint = "Delete the folder, and make the maps again."
-            raise DataError(path, "checksums written by `wsod maps`", error, hint) from error
+        made, sums = _read_sums(path)
+        for other in self._of_others():
+            theirs, more = _read_sums(other)
+            if theirs == made:  # else of a run that was killed, before maps were made anew
+                sums |= more
         return made, sums
+
+    def _of_others(self) -> list[Path]:
+        return sorted(self.folder.glob("files.*.jsonl"))
 
     @property
     def supervision(self) -> tuple[str, ...]:
@@ -108,9 +112,15 @@ class MapStore:
                 hint = "Name another --out, or delete that folder."
                 raise ConfigError(self.folder, f"maps made with {key} = {made.get(key)!r}", got, hint)
             self._made, self._sums = dict(made), {}
-        # without the line a killed process may have left half-written
-        lines = [json.dumps(made), json.dumps(self._sums)] if self._sums else [json.dumps(made)]
+        self._gather()
+
+    def _gather(self) -> None:
+        """All checksums in one file, without the line a killed process may have left half-written."""
+        made = json.dumps(self._made)
+        lines = [made, json.dumps(self._sums)] if self._sums else [made]
         write_text(self.folder / FILES, "\n".join(lines) + "\n")
+        for other in self._of_others():
+            remove(other)
 
     def has(self, image_id: str) -> bool:
         """Whether that image's maps were written here and are still what they were."""
@@ -118,9 +128,10 @@ class MapStore:
             return False
         if self._whole(image_id):
             return True
+        path = self._path(image_id)
         del self._sums[image_id]
-        if self._path(image_id).exists():
-            self.damaged.append(self._path(image_id))
+        if path.exists():
+            self.damaged.append(path)
         return False
 
     def listed(self, image_id: str) -> bool:
@@ -143,20 +154,47 @@ class MapStore:
         if self._pending:
             if self._made is None:
                 self.begin({})
-            append_line(self.folder / FILES, json.dumps(self._pending))
+            if not self._files.exists():
+                append_line(self._files, json.dumps(self._made))
+            append_line(self._files, json.dumps(self._pending))
             self._sums |= self._pending
             self._pending = {}
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Write the manifest: the store is complete."""
+        """Write the manifest: the store is complete, once all who write have committed."""
         self.commit()
+        if self._of_others():
+            self._made, self._sums = self._read_files()
+            self._gather()
         write_text(self.folder / MANIFEST, json.dumps(dict(about), indent=1, ensure_ascii=False) + "\n")
 
     def _path(self, image_id: str) -> Path:
         parts = image_id.split("/")
         if ".." in parts or parts[0] == "" or parts[-1] in ("", ".") or "\0" in image_id:
             raise DataError(image_id, "an image id that stays inside the output folder", repr(image_id))
-        return self.folder / f"{image_id}.npz"
+        flat = self.folder / f"{image_id}.npz"
+        first = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:3]
+        spread = self.folder / first / f"{image_id}.npz"
+        here, other = (spread, flat) if self.spread else (flat, spread)
+        return other if image_id in self._sums and not here.exists() and other.exists() else here
+
+
+def _read_sums(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The first line, and all others as one table; half a last line is left out."""
+    made: dict[str, Any] = {}
+    sums: dict[str, str] = {}
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+        for number, line in enumerate(lines):
+            table = json.loads(line)
+            if number:
+                sums |= {str(image): str(digest) for image, digest in table.items()}
+            else:
+                made = dict(table)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        hint = "Delete the folder, and make the maps again."
+        raise DataError(path, "checksums written by `wsod maps`", error, hint) from error
+    return made, sums
 
 
 def _table(path: Path, what: str) -> dict[str, Any]:
