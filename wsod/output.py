@@ -86,9 +86,22 @@ def only_writer(folder: Path, among: Literal["alone", "first", "other"] = "alone
             _lock(handle, folder, shared=False)
         if among != "alone":
             _lock(handle, folder, shared=True)
+        _HELD.add(handle)
         yield
     finally:
+        _HELD.discard(handle)
         os.close(handle)
+
+
+def _let_go() -> None:
+    """In a forked process, which may outlive this one: the folder is its parent's."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+_HELD: set[int] = set()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _lock(handle: int, folder: Path, *, shared: bool) -> None:
