@@ -1,8 +1,9 @@
 """Heads of their own over the plain classifier: a training step, inference, and inference with the map.
 
 resnet18 with random weights at 224 px, one thread, CPU time of the fastest of `--rounds` turns. The peer is
-the plain classifier, so `ratio` below 1 says what part of its speed is left; "over floor" is the head's time
-over the plain one's. The row "map" is the head's attention over the plain network's CAM.
+the plain classifier, so `ratio` below 1 says what part of its speed is left. The floor is the time that the
+head's multiply-adds, counted by PyTorch, would take at the rate of the plain network's. The row "map" is the
+head's attention over the plain network's CAM.
 
     python benchmarks/bench_heads.py [--rounds N] [--json FILE]
 """
@@ -10,12 +11,14 @@ over the plain one's. The row "map" is the head's attention over the plain netwo
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from measure import Row, alternate, options, report, row
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from wsod.maps import attention_maps
 from wsod.models import HEADS, Classifier, build_classifier
@@ -42,6 +45,13 @@ def look(network: Classifier, images: torch.Tensor) -> None:
     attention_maps(network.eval(), images, [0] * BATCH, ["cam" if network.head == "linear" else "attention"])
 
 
+def operations(work: Callable[[Classifier], None], network: Classifier) -> int:
+    """Multiplications and additions of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        work(network)
+    return int(counter.get_total_flops())
+
+
 def main() -> None:
     """Measure and print."""
     asked = options(__doc__)
@@ -66,7 +76,8 @@ def main() -> None:
                 },
                 asked.rounds,
             )
-            rows.append(row(f"{name}: {what}", "plain", {**taken, "floor": taken["peer"]}, BATCH))
+            share = operations(work, headed) / operations(work, plain)
+            rows.append(row(f"{name}: {what}", "plain", {**taken, "floor": share * taken["peer"]}, BATCH))
     report(rows, asked.json)
 
 

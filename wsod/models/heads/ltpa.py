@@ -31,6 +31,9 @@ class LTPA(Head):
     does not depend on g and the global branch is not trained. `dp` is c = <l, g>. `pc_relu`, <u, ReLU(l +
     g)>, is ours and does depend on it.
 
+    Convolutions start from N(0, 2 / (k²·outputs)) as in the paper's code, u thus from N(0, 2): on features
+    wider or stronger than its networks' the map then starts as nearly one-hot; `scaled` is the remedy.
+
     Differs from the paper's code: gradients add up where the graph forks (`grad_merge = "mean"` averages them
     as that code does); `indep` averages probabilities as the paper says (`indep_poe`, the code's sum of
     log-probabilities).
@@ -42,7 +45,7 @@ class LTPA(Head):
         project: where the widths differ, bring g down to the level's (`g_down`) or the level up to g's
             (`l_up`).
         grad_merge: gradients of a fork are summed (`sum`) or averaged (`mean`).
-        scaled: divide c by √(width), which keeps `dp` from starting as one-hot.
+        scaled: divide c by √(width), which keeps it from starting as one-hot, `dp` most of all.
         context_bn: batch norm, ReLU and dropout between contexts and classifier.
         drop: that dropout.
         levels: how many; the last layers of the last so many grids.
@@ -264,6 +267,12 @@ class LTPANetwork(HeadNetwork):
         )
         outputs = [sum(seen)] if head.combine == "concat" else seen
         self.fc = nn.ModuleList(nn.Linear(width, classes) for width in outputs)
+        for part in (self.branch, self.levels):
+            for layer in part.modules():
+                if isinstance(layer, nn.Conv2d):
+                    # of u too: with PyTorch's own 1/√(3·width) the map starts flat, and stays so
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(cast(Tensor, layer.bias))
 
     def look(self, images: Tensor) -> LTPAOutput:
         """Everything that one pass computes."""
