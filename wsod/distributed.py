@@ -6,6 +6,7 @@ torch.distributed is imported only where its environment variables say that ther
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -136,7 +137,13 @@ class _Several(World):
         self._heard, self._signs = now, dict.fromkeys(range(size), (0, now))
         self._thread = threading.Thread(target=self._live, daemon=True)
         self._thread.start()
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._stop)
         threading.Thread(target=self._guard, daemon=True).start()
+
+    def _stop(self, *_: object) -> None:
+        self._lost = self._lost or "the signal to stop, which torchrun sends where another one ended"
 
     def _live(self) -> None:
         """Give signs of life and look for the others', until this process is done."""
@@ -257,8 +264,10 @@ class _Several(World):
 
     def leave(self, error: BaseException | None) -> None:
         """Done with the others, or, with an error, tell them why."""
-        if error is not None and not self._lost:
-            self._words = _line(error)
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+        if error is not None:
+            self._words = self._lost or _line(error)
             self._wake.set()
             self._thread.join(2 * BEAT)
         self._over.set()
