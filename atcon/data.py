@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from atcon.config import DataConfig
 from atcon.truth import Truth, read_truth
 from wsod.data.dataset import Dataset
+from wsod.errors import WsodError
 from wsod.models.preprocess import Preprocess
 
 __all__ = ["Batch", "Example", "Images", "Item", "augmentation", "batches", "stream"]
@@ -215,7 +216,7 @@ def stream(
         share: (rank, size): only this process's part of each batch.
     """
     order = _Order(len(images), batch, seed, start, share)
-    return iter(_loader(images, order, workers, pin))
+    return _loaded(images, order, workers, pin)
 
 
 def batches(
@@ -224,12 +225,12 @@ def batches(
     """All images once, in order; with `share` = (rank, size), every size-th from the rank-th on."""
     rows = range(share[0], len(images), share[1])
     order = [[Item(0, row) for row in rows[i : i + batch]] for i in range(0, len(rows), batch)]
-    return iter(_loader(images, order, workers, pin))
+    return _loaded(images, order, workers, pin)
 
 
-def _loader(images: Images, order: Any, workers: int, pin: bool) -> DataLoader[Any]:
-    return DataLoader(
-        cast(Any, images),
+def _loaded(images: Images, order: Any, workers: int, pin: bool) -> Iterator[Batch]:
+    loader = DataLoader(
+        cast(Any, _Caught(images)),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate,
@@ -238,6 +239,23 @@ def _loader(images: Images, order: Any, workers: int, pin: bool) -> DataLoader[A
         # its own, or making the loader would draw from the global one
         generator=torch.Generator().manual_seed(0),
     )
+    for batch in loader:
+        if isinstance(batch, WsodError):
+            raise batch
+        yield batch
+
+
+class _Caught(TorchDataset["Example | WsodError"]):
+    """The same images, faults handed over as they are: torch would make a worker's into tracebacks."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, item: Item) -> Example | WsodError:
+        try:
+            return self.images[item]
+        except WsodError as error:
+            return error
 
 
 def _ignore_interrupt(worker: int) -> None:
@@ -245,8 +263,11 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _collate(items: list[Example]) -> Batch:
-    images, targets, rows, truths = zip(*items, strict=True)
+def _collate(items: list[Example | WsodError]) -> Batch | WsodError:
+    faults = [item for item in items if isinstance(item, WsodError)]
+    if faults:
+        return faults[0]
+    images, targets, rows, truths = zip(*cast(list[Example], items), strict=True)
     places: dict[str, Any] = {}
     if truths[0].masks is not None:
         for name in ("masks", "void", "has_mask"):

@@ -13,6 +13,7 @@ from atcon.metrics import classification_scores
 from atcon.stages import StageConfig
 from atcon.world import World
 from wsod.errors import ConfigError
+from wsod.memory import room_for
 from wsod.models import Classifier
 from wsod.models.classifier import evaluation_mode
 
@@ -34,11 +35,13 @@ def evaluate_classifier(
     device = next(classifier.parameters()).device
     world = world or World(device)
     rows: list[int] = []
-    logits, targets = [], []
+    logits: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
     found = batches(images, batch, workers=workers, pin=device.type == "cuda", share=(world.rank, world.size))
+    room = room_for(classifier, "images an evaluation pass")
     with evaluation_mode(classifier), torch.no_grad():
         for part in found:
-            logits.append(classifier(part.to(device).images).double().cpu())
+            logits += [one.double().cpu() for one in room.over(part.to(device).images, classifier)]
             targets.append(part.targets)
             rows += part.rows
     empty = torch.zeros(0, len(classifier.classes)), images.targets[:0]

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,8 +25,10 @@ from atcon.stages import StageConfig
 from atcon.step import Stepper
 from atcon.world import World
 from wsod.config import bind, plain
-from wsod.errors import ConfigError
+from wsod.errors import ConfigError, DataError, ModelError
+from wsod.memory import ran_out
 from wsod.models import read_checkpoint
+from wsod.output import only_writer
 
 __all__ = ["Event", "Progress", "finetune", "resume"]
 
@@ -101,10 +103,24 @@ def _train(
 ) -> Path:
     world = World.join(device)
     try:
-        if not resumed and world.first:
-            Run.refuse_another(folder)
+        if world.first:
+            with only_writer(folder) if folder.is_dir() else nullcontext():
+                if not resumed:
+                    Run.refuse_another(folder)
         show = progress if progress and world.first else (lambda event: None)
-        return _Training(config, world, show, folder, resumed=resumed).train()
+        training = _Training(config, world, show)
+        # everything that can be wrong has been looked at: only now is anything written
+        world.wait()
+        with only_writer(folder) if world.first else nullcontext():
+            return training.train(folder, resumed=resumed)
+    except Exception as error:
+        hint = f"What is saved is whole: go on with --resume {folder}."
+        if ran_out(error):
+            raise ModelError(folder, "room in memory", "out of memory", hint) from error
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            got = str(error).split("\n")[0].rstrip(". ")
+            raise DataError("data.workers", "processes that load images", got, hint) from error
+        raise
     finally:
         world.leave()
 
@@ -112,9 +128,7 @@ def _train(
 class _Training:
     """One run in progress."""
 
-    def __init__(
-        self, config: FinetuneConfig, world: World, progress: Progress, folder: Path, *, resumed: bool
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, world: World, progress: Progress) -> None:
         self.config, self.progress, self.world = config, progress, world
         torch.manual_seed(config.seed)
         sources = open_sources(config.data)
@@ -134,24 +148,31 @@ class _Training:
             _check_shares(name, stage, self.sizes, world.size)
         on_gpu = world.device.type == "cuda"
         self.workers = (8 if on_gpu else 0) if config.data.workers is None else config.data.workers
-        # everything that can be wrong has been looked at: only now is anything written
-        world.wait()
-        self.run = Run.opened(folder) if resumed else Run(folder, config, sources.subset, writes=world.first)
-        self.run.writes = world.first
-        world.wait()
-        self.stage_number, self.step = 0, 0
+        self.subset = sources.subset
+        self.stage_number, self.step, self.halved = 0, 0, 0
         self.used = dict.fromkeys(POOLS, 0)
         self.best_state: dict[str, Any] = {}
         self.optimiser_state: dict[str, Any] | None = None
         self.begun: dict[str, dict[str, Any]] = {}
+
+    def _open(self, folder: Path, resumed: bool) -> None:
+        """Make the run's directory, or go on from what is in it."""
+        world = self.world
+        if resumed:
+            self.run = Run.opened(folder)
+            self.run.writes = world.first
+        else:
+            self.run = Run(folder, self.config, self.subset, writes=world.first)
+        world.wait()
         # what is drawn while training, such as dropout, differs between processes
-        torch.manual_seed(config.seed + 7919 * world.rank)
+        torch.manual_seed(self.config.seed + 7919 * world.rank)
         state = self.run.load_state() if resumed else None
         world.wait()
         if state is not None:
             self._restore(state)
 
-    def train(self) -> Path:
+    def train(self, folder: Path, *, resumed: bool) -> Path:
+        self._open(folder, resumed)
         names = list(self.config.stages)
         with _interruptible() as interrupted:
             while self.stage_number < len(names):
@@ -174,7 +195,7 @@ class _Training:
         steps, epoch = steps_of(stage, self.sizes)
         evaluate_every = stage.evaluate_every or epoch
         self._begin(name, stage)
-        take = Stepper(name, stage, steps, self.classifier, self.objectives[name], self.world)
+        take = Stepper(name, stage, steps, self.classifier, self.objectives[name], self.world, self.halved)
         if self.optimiser_state is not None:
             take.optimiser.load_state_dict(self.optimiser_state)
         best = Best(selection(name, stage, self.classifier.task), self.best_state)
@@ -195,6 +216,7 @@ class _Training:
                 drawn[pool] = batch, min(stage.batch, self.sizes[pool])
                 self.used[pool] += 1
             values, stop = take(self.step, active, drawn, interrupted())
+            self.halved = take.halved
             values["seconds"] = time.perf_counter() - started
             self.step += 1
             self.run.log({"stage": name, "step": self.step, **values})
@@ -265,6 +287,7 @@ class _Training:
                 "used": self.used,
                 "best": self.best_state,
                 "begun": self.begun,
+                "halved": self.halved,
                 "network": self.classifier.network.state_dict(),
                 "optimiser": None if optimiser is None else optimiser.state_dict(),
                 # one a process
@@ -278,7 +301,7 @@ class _Training:
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.stage_number, self.step = state["stage"], state["step"]
         self.used, self.best_state = dict(state["used"]), dict(state["best"])
-        self.begun = dict(state.get("begun", {}))
+        self.begun, self.halved = dict(state.get("begun", {})), state.get("halved", 0)
         self.classifier.network.load_state_dict(state["network"])
         self.optimiser_state = state["optimiser"]
         rank = self.world.rank
