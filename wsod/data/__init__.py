@@ -2,7 +2,8 @@
 
 A spec is a name and, after a colon, its paths and options: `shapes`, `shapes:bias=0.9,seed=3`,
 `voc2012:/data/VOCdevkit`, `coco:IMAGES,ANNOTATIONS.json`, `wsol:METADATA_DIR,IMAGES`, `svhn:ROOT`,
-`folder:DIR`. A root that is left out, or a path that is relative and not here, is looked for in `$WSOD_DATA`.
+`object-discovery:ROOT`, `folder:DIR`. A root that is left out, or a path that is relative and not here, is
+looked for in `$WSOD_DATA`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from wsod.config import bind, parse_value
 from wsod.data.check import CheckReport, check
 from wsod.data.coco import Coco
 from wsod.data.dataset import Dataset, read_image
+from wsod.data.discovery import ObjectDiscovery
 from wsod.data.download import download
 from wsod.data.export import export
 from wsod.data.folder import Folder
@@ -40,7 +42,8 @@ __all__ = [
 ]
 
 DATASETS: Registry[type[Dataset]] = Registry(
-    "data set", {kind.name: kind for kind in (Shapes, Voc2007, Voc2012, Coco, Wsol, Svhn, Folder)}
+    "data set",
+    {kind.name: kind for kind in (Shapes, Voc2007, Voc2012, Coco, Wsol, ObjectDiscovery, Svhn, Folder)},
 )
 
 

@@ -33,7 +33,7 @@ from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
 from wsod.types import Sample
 
-__all__ = ["Folder"]
+__all__ = ["Folder", "components"]
 
 CORNERS = ("x0", "y0", "x1", "y1")
 
@@ -160,7 +160,7 @@ class Folder(Dataset):
         boxes = np.array([row.box for row in rows if row.box], np.float64).reshape(-1, 4)
         labels = np.array([self._labels[row.label] for row in rows], np.int64)
         if masks is not None and not len(boxes):
-            boxes, derived = _components(masks.semantic())
+            boxes, derived = components(masks.semantic())
             labels = derived if len(boxes) else labels
         for row in rows:
             x0, y0, x1, y1 = row.box or (0.0, 0.0, 1.0, 1.0)
@@ -172,7 +172,7 @@ class Folder(Dataset):
         return Sample(name, image, size, boxes, labels, difficult, masks=masks)
 
 
-def _components(classes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def components(classes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Boxes (n, 4) and labels (n,) of the 8-connected parts of each class."""
     from scipy import ndimage
 
