@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wsod.data.coco import checked_counts
 from wsod.data.files import finite, read_json, read_lines
 from wsod.errors import DataError
 from wsod.types import Sample, ScoredBoxes
@@ -69,13 +70,19 @@ class DetectionFiles:
             self._read_results(images, {number: label for label, number in enumerate(category_numbers)})
 
     def read(self, sample: Sample) -> ScoredBoxes:
-        """That image's boxes, in the file's order; one the file does not name has none."""
+        """That image's boxes, in the file's order; one the file does not name has none.
+
+        Raises:
+            DataError: for run lengths that are not this image's.
+        """
         rows = self._rows.get(sample.image_id, [])
         found, masks = {}, {}
         for label in sorted({row[0] for row in rows}):
             own = [row for row in rows if row[0] == label]
             found[label] = np.array([row[1] for row in own]), np.array([row[2] for row in own])
             masks[label] = [row[3] for row in own if row[3] is not None]
+            for rle in masks[label]:
+                checked_counts(rle, sample.size, f"{self.path}: image {sample.image_id}")
         whole = all(row[3] is not None for row in rows)
         return ScoredBoxes(sample.image_id, sample.size, found, masks if whole else None)
 
@@ -86,12 +93,11 @@ class DetectionFiles:
         for place, row in enumerate(content):
             where = f"{self.path}: result {place}"
             try:
-                image, label, rle = (
-                    images[row["image_id"]],
-                    labels[row["category_id"]],
-                    row.get("segmentation"),
-                )
-                x, y, width, height = row["bbox"] if "bbox" in row else _box_of(rle)
+                image, label = images[row["image_id"]], labels[row["category_id"]]
+                rle = row.get("segmentation") if isinstance(row.get("segmentation"), dict) else None
+                x, y, width, height = map(finite, row["bbox"] if "bbox" in row else _box_of(rle, where))
+                if width < 0 or height < 0:
+                    raise ValueError(f"a box of {width:g}x{height:g}")
                 self._add(where, image, label, (x, y, x + width, y + height), row["score"], rle)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 expected = "image_id and category_id of the annotations, score, bbox or segmentation (RLE)"
@@ -123,11 +129,15 @@ class DetectionFiles:
         self._rows.setdefault(image, []).append((label, (x0, y0, x1, y1), value, rle))
 
 
-def _box_of(rle: Any) -> tuple[float, float, float, float]:
-    """The box around run lengths, as COCO's loader makes it."""
+def _box_of(rle: Any, where: str) -> list[float]:
+    """The box around run lengths, as COCO's loader makes it: x, y, width, height."""
     from pycocotools import mask
 
-    if not isinstance(rle, dict):
-        raise ValueError("neither bbox nor run lengths")
-    x, y, width, height = mask.toBbox(rle).tolist()
-    return x, y, width, height
+    size = rle.get("size") if isinstance(rle, dict) else None
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
+        raise ValueError("neither bbox nor run lengths with their size")
+    if not isinstance(rle["counts"], str):
+        raise TypeError("run lengths that are not compressed")
+    checked_counts(rle, (size[0], size[1]), where)
+    box: list[float] = mask.toBbox(rle).tolist()
+    return box

@@ -20,7 +20,7 @@ from wsod.data.files import finite, inside, read_json
 from wsod.errors import DataError
 from wsod.types import MAX_PIXELS, Sample
 
-__all__ = ["Coco", "CocoMasks", "decode_counts", "decode_rle"]
+__all__ = ["Coco", "CocoMasks", "checked_counts", "decode_counts", "decode_rle"]
 
 Bool = NDArray[np.bool_]
 
@@ -262,6 +262,17 @@ def decode_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Boo
     Raises:
         DataError: naming `where`, for another size, negative counts or counts that do not add up.
     """
+    counts = checked_counts(rle, size, where)
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(size[1], size[0]).T
+
+
+def checked_counts(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> list[int]:
+    """The run lengths themselves; what passes here, pycocotools' C code can be given.
+
+    Raises:
+        DataError: as `decode_rle`.
+    """
     height, width = size
     counts = rle.get("counts")
     if rle.get("size") != [height, width]:
@@ -275,8 +286,7 @@ def decode_rle(rle: Mapping[str, Any], size: tuple[int, int], where: str) -> Boo
         raise DataError(where, "run lengths of at least 0", "others")
     if sum(counts) != height * width:
         raise DataError(where, f"run lengths that sum to {height * width}", f"{min(sum(counts), 10**15)}")
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(width, height).T
+    return counts
 
 
 def _rasterise(polygons: Any, size: tuple[int, int], where: str) -> Bool:

@@ -11,7 +11,7 @@ in the older format is read by scipy.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,12 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsod.data.dataset import Dataset, image_size
+from wsod.data.files import finite, inside
 from wsod.errors import ConfigError, DataError
 from wsod.types import Sample
 
 __all__ = ["Svhn"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+#: rows of a table beyond which a file is no list of house numbers
+MOST_IMAGES, MOST_DIGITS = 10_000_000, 1000
+KEYS = ("label", "left", "top", "width", "height")
 Digit = tuple[int, tuple[float, float, float, float]]
 
 
@@ -69,6 +73,8 @@ class Svhn(Dataset):
             self.task = "multilabel"
             self._numbers = sorted(_numbers(self._list(self.split)), key=lambda number: _order(number[0]))
             self.ids = tuple(path.stem for path, _ in self._numbers)
+            if len(set(self.ids)) < len(self.ids):
+                raise DataError(self._list(self.split), "every image once", "two of one name")
         else:
             self.task = "multiclass"
             self._digits = self._read("y").astype(np.int64).ravel() % 10
@@ -87,8 +93,10 @@ class Svhn(Dataset):
         expected = {"X": "(32, 32, 3, N) bytes", "y": "(N, 1) numbers from 1 to 10"}[variable]
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
             raise DataError(f"{path}: {variable}", expected, type(values).__name__)
-        if variable == "X" and (values.ndim != 4 or values.shape[:3] != (32, 32, 3)):
-            raise DataError(f"{path}: X", expected, f"shape {values.shape}")
+        if variable == "X" and (
+            values.dtype != np.uint8 or values.ndim != 4 or values.shape[:3] != (32, 32, 3)
+        ):
+            raise DataError(f"{path}: X", expected, f"{values.dtype} of shape {values.shape}")
         if variable == "y" and not np.isin(values, np.arange(11)).all():
             raise DataError(f"{path}: y", expected, f"the value {values.max()}")
         return values
@@ -117,7 +125,7 @@ class Svhn(Dataset):
             return super().image(index)
         index = self._at(index)
         if self._pixels is None:
-            self._pixels = self._read("X").astype(np.uint8, copy=False)
+            self._pixels = self._read("X")
             if self._pixels.shape[3] != len(self.ids):
                 path, got = self._file(str(self.split)), self._pixels.shape[3]
                 raise DataError(f"{path}: X", f"{len(self.ids)} images as in y", got)
@@ -129,7 +137,8 @@ class Svhn(Dataset):
 
 def _order(path: Path) -> tuple[int, str]:
     """By number, as the files are named."""
-    return (int(path.stem), "") if path.stem.isdigit() else (-1, path.stem)
+    number = path.stem.isdecimal() and len(path.stem) < 20
+    return (int(path.stem), "") if number else (-1, path.stem)
 
 
 def _matlab(path: Path, variable: str) -> dict[str, Any]:
@@ -152,37 +161,51 @@ def _numbers(path: Path) -> Iterator[tuple[Path, list[Digit]]]:
             head = file.read(520)
         rows = _from_hdf5(path) if _HDF5 in (head[:8], head[512:]) else _from_struct(path)
         for name, boxes in rows:
-            yield path.parent / name, [(int(label) % 10, place) for label, place in boxes]
-    except (OSError, KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+            inside(name, path, "file names in the folder")
+            yield path.parent / name, [_digit(box) for box in boxes]
+    except (OSError, KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(path, "names and boxes of digits", error) from error
 
 
-def _from_struct(path: Path) -> Iterator[tuple[str, list[Digit]]]:
+def _digit(box: Sequence[float]) -> Digit:
+    label, left, top, width, height = map(finite, box)
+    if label not in range(1, 11):
+        raise ValueError(f"the label {label:g}")
+    return int(label) % 10, (left, top, width, height)
+
+
+def _from_struct(path: Path) -> Iterator[tuple[str, list[list[float]]]]:
     for entry in np.ravel(_matlab(path, "digitStruct")["digitStruct"]):
-        boxes: list[Digit] = []
-        for box in np.ravel(entry.bbox):
-            label, left, top, width, height = (
-                float(np.ravel(getattr(box, key))[0]) for key in ("label", "left", "top", "width", "height")
-            )
-            boxes.append((int(label), (left, top, width, height)))
+        boxes = [[float(np.ravel(getattr(box, key))[0]) for key in KEYS] for box in np.ravel(entry.bbox)]
         yield str(np.ravel(entry.name)[0]), boxes
 
 
-def _from_hdf5(path: Path) -> Iterator[tuple[str, list[Digit]]]:
+def _from_hdf5(path: Path) -> Iterator[tuple[str, list[list[float]]]]:
     try:
         h5py = importlib.import_module("h5py")
     except ImportError as error:
         hint = "pip install h5py, or use format=cropped."
         raise DataError(path, "the package h5py, for MATLAB 7.3 files", "none", hint) from error
+
+    def own(group: Any, key: Any, most: int) -> Any:
+        """A table in this file, of at most so many rows; links and virtual tables could name any file."""
+        found = group[key]
+        link = group.get(key, getlink=True) if isinstance(key, str) else None
+        if isinstance(link, h5py.ExternalLink) or found.external or found.is_virtual:
+            raise ValueError(f"{key}: in another file")
+        if found.shape[0] > most:
+            raise ValueError(f"{key}: {found.shape[0]} rows")
+        return found[:, 0]
+
     with h5py.File(path) as file:
         struct = file["digitStruct"]
-        for name, place in zip(struct["name"][:, 0], struct["bbox"][:, 0], strict=True):
-            group = file[place]
+        names, places = own(struct, "name", MOST_IMAGES), own(struct, "bbox", MOST_IMAGES)
+        for name, place in zip(names, places, strict=True):
             columns = []
-            for key in ("label", "left", "top", "width", "height"):
+            for key in KEYS:
                 # one digit: the number itself; several: references to them
-                cells = group[key][:, 0]
+                cells = own(file[place], key, MOST_DIGITS)
                 several = cells.dtype.kind == "O"
-                columns.append([float(file[cell][0, 0]) if several else float(cell) for cell in cells])
-            boxes = [(int(row[0]), (row[1], row[2], row[3], row[4])) for row in zip(*columns, strict=True)]
-            yield "".join(chr(code) for code in file[name][:, 0]), boxes
+                columns.append([float(own(file, cell, 1)[0]) if several else float(cell) for cell in cells])
+            boxes = [list(row) for row in zip(*columns, strict=True)]
+            yield "".join(chr(code) for code in own(file, name, 4096)), boxes
