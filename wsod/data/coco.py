@@ -7,7 +7,7 @@ reaches it has been checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.data.dataset import Dataset
-from wsod.data.files import finite, inside, read_json
+from wsod.data.files import check_regular, finite, inside, read_json
+from wsod.data.jsonrows import JsonRows, find_rows
 from wsod.errors import DataError
 from wsod.types import MAX_PIXELS, Sample
 
@@ -29,6 +30,26 @@ MAX_OUTLINE = 10_000_000
 
 EDGE = 1.0
 """A box may pass the image's edge by less than a pixel of rounding; it is clipped. Else it is a fault."""
+
+
+COLUMNS = {"images": ("id",), "annotations": ("id", "image_id"), "categories": ("id",)}
+
+
+class _Read:
+    """The objects of a list that was read as a whole."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        self._rows = rows
+        self.columns = {key: [row.get(key) for row in rows] for key in columns}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, places: Iterable[int]) -> list[Mapping[str, Any]]:
+        return [self._rows[n] for n in places]
+
+
+Rows = JsonRows | _Read
 
 
 @dataclass
@@ -44,7 +65,9 @@ class Coco(Dataset):
         image_ids: COCO's number of each image, in the order of `ids`.
         category_ids: COCO's number of each class, in the order of `classes`.
 
-    Images without annotations are kept. The key `difficult`, which conversions of VOC have, is read.
+    The file is read once; an image's annotations are read again when they are asked for, so that a large file
+    takes a fraction of its size in memory. Images without annotations are kept. The key `difficult`, which
+    conversions of VOC have, is read.
     """
 
     name: ClassVar[str] = "coco"
@@ -60,23 +83,41 @@ class Coco(Dataset):
         self.task, self.splits = "multilabel", ("all",)
         self.has_images = self.images is not None
         self.split = self._known_split(self.split)
-        content = _read_instances(self.annotations)
-        categories = sorted(self._table(content, "categories"), key=lambda row: int(row["id"]))
-        self.category_ids = tuple(int(row["id"]) for row in categories)
-        self.classes = tuple(self._class_name(row) for row in categories)
-        self._images = self._table(content, "images")
-        self.image_ids = tuple(int(row["id"]) for row in self._images)
-        self.ids = self._names()
+        images, annotations, categories = self._tables()
+        kinds = sorted(categories.read(range(len(categories))), key=lambda row: int(row["id"]))
+        self.category_ids = tuple(int(row["id"]) for row in kinds)
+        self.classes = tuple(self._class_name(row) for row in kinds)
+        self.image_ids = tuple(images.columns["id"])
+        self.ids = self._names(images)
         self._labels = {number: label for label, number in enumerate(self.category_ids)}
-        self._rows: dict[int, list[Mapping[str, Any]]] = {number: [] for number in self.image_ids}
-        for row in self._table(content, "annotations"):
-            try:
-                if type(row["image_id"]) is not int:
-                    raise KeyError  # true and 1.0 are keys as good as 1
-                self._rows[row["image_id"]].append(row)
-            except KeyError:
+        place = {number: n for n, number in enumerate(self.image_ids)}
+        owners = np.zeros(len(annotations), np.int64)
+        for n, number in enumerate(annotations.columns["image_id"]):
+            if type(number) is not int or number not in place:  # true and 1.0 are keys as good as 1
+                (row,) = annotations.read([n])
                 got = repr(row.get("image_id"))[:200]
-                raise DataError(self._at_row(row), "the image_id of an image in it", got) from None
+                raise DataError(self._at_row(row), "the image_id of an image in it", got)
+            owners[n] = place[number]
+        self._images, self._annotations = images, annotations
+        # annotations by image, in the order of the file
+        self._order = np.argsort(owners, kind="stable")
+        self._first = np.searchsorted(owners[self._order], np.arange(len(images) + 1))
+
+    def _tables(self) -> tuple[Rows, Rows, Rows]:
+        """Images, annotations and categories, each with different whole numbers as ids."""
+        check_regular(self.annotations, "a JSON file")
+        found = find_rows(self.annotations, COLUMNS)
+        if found is not None and all(
+            np.unique(rows.columns["id"]).size == len(rows) for rows in found.values()
+        ):
+            return found["images"], found["annotations"], found["categories"]
+        # gzipped, not in UTF-8, or at fault: the whole of it says where
+        content = _read_instances(self.annotations)
+        rows = {
+            key: _Read(self._table(content, key), COLUMNS[key])
+            for key in ("categories", "images", "annotations")
+        }
+        return rows["images"], rows["annotations"], rows["categories"]
 
     def _class_name(self, row: Mapping[str, Any]) -> str:
         name = row.get("name", str(row["id"]))
@@ -99,9 +140,10 @@ class Coco(Dataset):
             raise DataError(f"{self.annotations}: {key}", "each id once", f"{double} twice")
         return rows
 
-    def _names(self) -> tuple[str, ...]:
+    def _names(self, images: Rows) -> tuple[str, ...]:
         """File names without their ending, as maps and results call them; with it where that is ambiguous."""
-        files = [row.get("file_name") for row in self._images]
+        parts = (range(n, min(n + 1000, len(images))) for n in range(0, len(images), 1000))
+        files = [row.get("file_name") for part in parts for row in images.read(part)]
         for number, file in zip(self.image_ids, files, strict=True):
             inside(file, f"{self.annotations}: image {number}", "a file_name inside the image folder")
         stems = tuple(Path(str(file)).with_suffix("").as_posix() for file in files)
@@ -117,7 +159,8 @@ class Coco(Dataset):
     def __getitem__(self, index: int) -> Sample:
         """Annotations of one image; masks are rasterised when asked."""
         index = self._at(index)
-        image, rows = self._images[index], self._rows[self.image_ids[index]]
+        (image,) = self._images.read([index])
+        rows = self._annotations.read(self._order[self._first[index] : self._first[index + 1]])
         size = image.get("height"), image.get("width")
         if not all(type(side) is int and 0 < side <= MAX_PIXELS for side in size):
             where = f"{self.annotations}: image {image['id']}"
