@@ -191,6 +191,20 @@ class Counting(ClassifierProbe):
         return super()._shown(views)
 
 
+def test_a_map_of_ones_drops_nothing_and_an_answer_of_zero_everything() -> None:
+    drop, increase = (METRICS[name](classes=8) for name in ("average_drop", "increase_in_confidence"))
+    probe = ClassifierProbe(network(), open_dataset("shapes"), batch_size=8)
+    sample = open_dataset("shapes")[0]
+    probe.load(sample)
+    whole = probe([View(sample.image_id)])[0]
+    for metric in (drop, increase):
+        assert isinstance(metric, FaithfulnessMetric)
+        answers = probe(metric.views(sample.image_id, np.ones((SIDE, SIDE))))
+        assert [metric.score(float(y), answers[:, k]) for k, y in enumerate(whole)] == [0.0] * 8
+    assert drop.score(0.25, np.zeros(1)) == 1.0
+    assert increase.score(0.25, np.zeros(1)) == 0.0
+
+
 def test_cases_and_metrics_share_forwards() -> None:
     dataset = open_dataset("shapes")
     probe = Counting(network(), dataset, batch_size=8)
