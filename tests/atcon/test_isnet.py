@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ from tests.atcon.slopes import check_slope
 from wsod.errors import ConfigError, ModelError
 from wsod.maps.lrp import composite, relevance
 from wsod.maps.tape import Tape
-from wsod.models import Classifier
+from wsod.models import Classifier, build_classifier, load_classifier, save_checkpoint
 
 OPTIONS = {"decay": 0.9, "cuts": ((0.5, 3.0),)}
 
@@ -523,3 +524,23 @@ def test_cuts_are_tuned_once_and_kept_when_a_run_goes_on(tmp_path: Path) -> None
     one, two = (torch.load(path, weights_only=True) for path in (whole, again))
     assert all(torch.equal(value, two["state"][key]) for key, value in one["state"].items())
     assert one["supervision"] == ["image labels", "masks"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("densenet121", marks=pytest.mark.slow)])
+def test_what_was_trained_is_a_plain_torchvision_network(name: str, tmp_path: Path) -> None:
+    """Nothing of the method is left at test time: the weights fit torchvision's class, with equal logits."""
+    torch.manual_seed(0)
+    classifier = build_classifier(name, CLASSES, size=64).train()
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([1, 3, 0, 4])
+    optimiser = torch.optim.SGD(classifier.parameters(), lr=1e-3)
+    loss, _ = isnet_loss(classifier, images, labels, left(4)[:, 16:80, 16:80])
+    loss.backward()
+    nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+    optimiser.step()
+    save_checkpoint(tmp_path / "ft.pt", classifier.eval(), recipe={}, metrics={}, provenance={})
+    plain = getattr(torchvision.models, name)(weights=None, num_classes=len(CLASSES))
+    plain.load_state_dict(torch.load(tmp_path / "ft.pt", weights_only=True)["state"])
+    with torch.no_grad():
+        assert torch.isfinite(classifier(images)).all()
+        assert torch.equal(plain.eval()(images), classifier(images))
+        assert torch.equal(plain(images), load_classifier(tmp_path / "ft.pt")(images))
