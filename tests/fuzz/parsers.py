@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tests.data.files import (
@@ -23,14 +24,17 @@ from tests.data.files import (
     write_wsol,
     xml,
 )
+from tests.data.test_svhn import write_hdf5, write_images, write_struct
 from wsod.config import bind, parse_settings, read_toml
 from wsod.data.coco import Coco, decode_rle
 from wsod.data.dataset import image_size, read_grey, read_image, read_labels
 from wsod.data.folder import Folder
+from wsod.data.svhn import Svhn
 from wsod.data.voc import Voc2012
 from wsod.data.wsol import Wsol
+from wsod.detectionfiles import DetectionFiles
 from wsod.mapfiles import read_maps
-from wsod.models.checkpoint import load_file
+from wsod.models.checkpoint import load_file, read_checkpoint
 from wsod.protocols import Protocol
 from wsod.results import Result
 from wsod.store import MapStore
@@ -39,6 +43,7 @@ from wsod.types import Sample
 Target = Callable[[bytes], object]
 SAMPLE = Sample("a", None, (10, 20), np.array([[0, 0, 3, 4], [1, 1, 5, 5]]), np.array([5, 2]))
 ARRAY = np.lib.format
+MASK = {"size": [10, 20], "counts": "P137000000000\\3"}
 
 
 def _all_of(dataset: Any) -> None:
@@ -256,12 +261,75 @@ def safetensors(root: Path) -> Target:
     return run
 
 
+def weights(root: Path) -> Target:
+    """The pickle inside a checkpoint, its archive sound."""
+    path = root / "a.pt"
+    with zipfile.ZipFile(io.BytesIO(_torch(CHECKPOINT))) as whole:
+        parts = {name: whole.read(name) for name in whole.namelist()}
+
+    def run(data: bytes) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, part in parts.items():
+                archive.writestr(name, data if name.endswith("data.pkl") else part)
+        read_checkpoint(path)
+
+    return run
+
+
+def files(root: Path) -> Target:
+    """The checksums of a store of maps."""
+
+    def run(data: bytes) -> None:
+        (root / "files.jsonl").write_bytes(data)
+        store = MapStore(root, 20)
+        store.has("a")
+        _ = store.supervision
+
+    return run
+
+
+def coco_results(root: Path) -> Target:
+    path = root / "a.json"
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        DetectionFiles(path, ["a"], ["dog"], [7], [1]).read(SAMPLE)
+
+    return run
+
+
+def voc_results(root: Path) -> Target:
+    def run(data: bytes) -> None:
+        (root / "comp4_det_val_dog.txt").write_bytes(data)
+        DetectionFiles(root, ["a"], ["dog"]).read(SAMPLE)
+
+    return run
+
+
+def house_numbers(root: Path) -> Target:
+    """digitStruct.mat, of either format."""
+    write_images(root / "train")
+
+    def run(data: bytes) -> None:
+        (root / "train/digitStruct.mat").write_bytes(data)
+        _all_of(Svhn(root, "train"))
+
+    return run
+
+
 PARSERS: dict[str, Callable[[Path], Target]] = {
     make.__name__: make
     for make in (
         voc, coco, rle, polygons, npy, pickled, npz, archive, image, mask, wsol, boxes_csv, boxes_json, toml,
-        settings, result, manifest, checkpoint, safetensors,
+        settings, result, manifest, files, checkpoint, weights, safetensors, coco_results, voc_results,
+        house_numbers,
     )
+}  # fmt: skip
+
+
+CHECKPOINT = {
+    "format": "wsod-checkpoint-1", "arch": "smallnet", "head": "linear", "classes": ["a"],
+    "task": "multilabel", "target_layer": "a", "preprocess": {}, "state": {"a.weight": torch.ones(2, 2)},
 }  # fmt: skip
 
 
@@ -277,8 +345,6 @@ def _picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
 
 
 def _torch(contents: object) -> bytes:
-    import torch
-
     return _saved(lambda file: torch.save(contents, file))
 
 
@@ -321,8 +387,16 @@ def seeds(name: str, folder: Path) -> list[bytes]:
         ]
     if name == "checkpoint":
         return [_torch({"a": np.float32(1).item(), "state": {}}), _torch({"format": "wsod-checkpoint-1"})]
+    if name == "weights":
+        with zipfile.ZipFile(io.BytesIO(_torch(CHECKPOINT))) as whole:
+            return [whole.read(part) for part in whole.namelist() if part.endswith("data.pkl")]
+    if name == "house_numbers":
+        found = []
+        for write in (write_struct, write_hdf5):
+            write(folder / write.__name__)
+            found.append((folder / write.__name__ / "digitStruct.mat").read_bytes())
+        return found
     if name == "safetensors":
-        import torch
         from safetensors.torch import save
 
         return [save({"a": torch.ones(2, 2)})]
@@ -341,6 +415,12 @@ def seeds(name: str, folder: Path) -> list[bytes]:
         "toml": [path.read_bytes() for path in Path("eval_configs").glob("*.toml")],
         "settings": [b"train.lr=1e-5\0data.split=val\0a=[1, 2]"],
         "result": [_result() + b'\0{"maps": "a", "image": "i", "label": "l", "scores": {"m": 1.0}}\n'],
+        "files": ['{"maps": "cam", "supervision": ["boxes"]}\n{"a": "00"}\n'],
+        "coco_results": [
+            json.dumps([{"image_id": 7, "category_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}]),
+            json.dumps([{"image_id": 7, "category_id": 1, "score": 1, "segmentation": MASK}]),
+        ],
+        "voc_results": ["a 0.5 1 2 3 4\na 0.25 1 1 20 10\n"],
         "manifest": ['{"schema": 1, "supervision": ["image labels"], "images": 3}'],
     }
     write_image(folder / "x.png")

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import atheris  # type: ignore[import-not-found]
 
-with atheris.instrument_imports(include=["wsod", "defusedxml", "json", "tomllib", "csv", "pickle", "PIL"]):
+with atheris.instrument_imports(
+    include=[
+        *("wsod", "defusedxml", "json", "tomllib", "csv", "pickle", "zipfile", "PIL", "scipy.io", "h5py"),
+        *("torch.serialization", "torch._weights_only_unpickler", "torch._utils", "numpy.lib.format"),
+    ]
+):
     from tests.fuzz.parsers import PARSERS, seeds
 
 from wsod.errors import WsodError
