@@ -12,7 +12,8 @@ import numpy as np
 from measure import Row, alternate, options, report
 from scipy import stats
 
-from wsod.paired import paired_interval, sign_flip_test
+from wsod.paired import sign_flip_test
+from wsod.stats import bootstrap_interval
 
 CASES, RESAMPLES = 5000, 10_000
 
@@ -26,7 +27,7 @@ def bench(name: str, images: int, classes: int, rounds: int) -> Row:
     average = "cases" if classes == 1 else "classes"
 
     def ours() -> None:
-        paired_interval(after - before, owners, labels, average=average, resamples=RESAMPLES)
+        bootstrap_interval(after - before, owners, labels, average=average, resamples=RESAMPLES)
         sign_flip_test(after - before, owners, labels, average=average, resamples=RESAMPLES)
 
     def peer() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from wsod.errors import ConfigError
-from wsod.paired import holm, paired_interval, sign_flip_test
+from wsod.paired import holm, sign_flip_test
+from wsod.stats import bootstrap_interval
 
 
 def cases(rng: np.random.Generator, images: int = 9) -> tuple[Any, Any, Any]:
@@ -62,7 +63,7 @@ def test_agrees_with_scipy_on_independent_cases() -> None:
     ).pvalue
     assert sign_flip_test(differences, range(60), np.zeros(60)) == pytest.approx(theirs, abs=0.03)
     bounds = stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=5000, rng=1)
-    ours = paired_interval(differences, range(60), np.zeros(60))
+    ours = bootstrap_interval(differences, range(60), np.zeros(60))
     assert ours == pytest.approx(tuple(bounds.confidence_interval), abs=0.03)
 
 
@@ -76,14 +77,14 @@ def test_interval_is_of_whole_images(average: str) -> None:
         drawn = [np.flatnonzero(images == i) for i in rng.integers(0, 30, 30)]
         picked = np.concatenate(drawn)
         means.append(mean(differences[picked].tolist(), labels[picked].tolist(), average))
-    got = paired_interval(differences, images, labels, average=average)  # type: ignore[arg-type]
+    got = bootstrap_interval(differences, images, labels, average=average)  # type: ignore[arg-type]
     assert got == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=0.03)
 
 
 def test_classes_never_seen_count_as_zero() -> None:
     differences, images, labels = cases(np.random.default_rng(4))
-    seen = paired_interval(differences, images, labels, average="classes")
-    among = paired_interval(differences, images, labels, average="classes", divisor=12)
+    seen = bootstrap_interval(differences, images, labels, average="classes")
+    among = bootstrap_interval(differences, images, labels, average="classes", divisor=12)
     assert seen is not None
     assert among == pytest.approx([bound * 3 / 12 for bound in seen])
 
@@ -92,18 +93,18 @@ def test_strata_keep_their_sizes() -> None:
     """What differs between strata alone leaves no spread."""
     strata = np.repeat([0, 1], [6, 14])
     differences = np.where(strata == 0, 0.5, -0.25)
-    low, high = paired_interval(differences, range(20), np.zeros(20), strata=strata) or (0, 0)
+    low, high = bootstrap_interval(differences, range(20), np.zeros(20), strata=strata) or (0, 0)
     assert low == pytest.approx(high, abs=1e-15)
     assert low == pytest.approx(differences.mean())
-    loose = paired_interval(differences, range(20), np.zeros(20))
+    loose = bootstrap_interval(differences, range(20), np.zeros(20))
     assert loose is not None
     assert loose[0] < loose[1] - 0.1
     with pytest.raises(ConfigError, match="one stratum an image"):
-        paired_interval([1, 2, 3], [0, 0, 1], [0, 0, 0], strata=[0, 1, 1])
+        bootstrap_interval([1, 2, 3], [0, 0, 1], [0, 0, 0], strata=[0, 1, 1])
 
 
 def test_nothing_to_resample() -> None:
-    assert paired_interval([0.1, 0.2], ["a", "a"], [0, 1]) is None
+    assert bootstrap_interval([0.1, 0.2], ["a", "a"], [0, 1]) is None
     assert sign_flip_test([0.0, 0.0], [0, 1], [0, 0]) == 1.0
 
 
@@ -130,10 +131,10 @@ def test_interval_covers_95_per_cent_and_cases_alone_would_not() -> None:
     hits, naive = 0, 0
     for seed in range(400):
         differences, images, labels = simulate(seed)
-        low, high = paired_interval(differences, images, labels, resamples=400, seed=seed) or (1, 0)
+        low, high = bootstrap_interval(differences, images, labels, resamples=400, seed=seed) or (1, 0)
         hits += low <= 0.1 <= high
         alone = range(len(images))
-        low, high = paired_interval(differences, alone, labels, resamples=400, seed=seed) or (1, 0)
+        low, high = bootstrap_interval(differences, alone, labels, resamples=400, seed=seed) or (1, 0)
         naive += low <= 0.1 <= high
     assert 0.92 <= hits / 400 <= 0.975
     assert naive / 400 < 0.88  # cases taken as independent promise too much

@@ -61,7 +61,7 @@ def test_the_first_schema_is_read_as_if_written_today(tmp_path: Path) -> None:
     assert "center" in format_results({"old": old, "new": Result.load(tmp_path / "new")}, "markdown")
     old.save(tmp_path)
     again = json.loads((tmp_path / "result.json").read_text())
-    assert again["schema"] == json.loads((tmp_path / "new/result.json").read_text())["schema"] == 2
+    assert again["schema"] == json.loads((tmp_path / "new/result.json").read_text())["schema"] == 3
     assert Result.load(tmp_path) == old
 
 
@@ -76,15 +76,17 @@ def edit(*path: Any, value: Any) -> Callable[[Any], None]:
 
 SCORE = ("rows", 0, "scores", "pointing_game")
 BAD: dict[str, tuple[Callable[[Any], None], str]] = {
-    "newer": (edit("schema", value=3), "schema 1 to 2, got 3. It was written by a newer version"),
-    "schema of words": (edit("schema", value="1"), "schema 1 to 2"),
-    "true": (edit("schema", value=True), "schema 1 to 2"),
+    "newer": (edit("schema", value=4), "schema 1 to 3, got 4. It was written by a newer version"),
+    "schema of words": (edit("schema", value="1"), "schema 1 to 3"),
+    "true": (edit("schema", value=True), "schema 1 to 3"),
     "rows of words": (edit("rows", value=["a"]), "rows, config and provenance"),
     "rows are a table": (edit("rows", value={"a": 1}), "rows, config and provenance"),
     "scores of numbers": (edit("rows", 0, "scores", value={"a": 1}), "rows, config and provenance"),
     "a value of words": (edit(*SCORE, "value", value="high"), "a number belongs"),
     "a value of true": (edit(*SCORE, "value", value=True), "a number belongs"),
     "half a count": (edit(*SCORE, "count", value=1.5), "a int belongs"),
+    "class intervals of words": (edit(*SCORE, "class_intervals", value={"a": ["b", 1]}), "a number belongs"),
+    "class intervals in a list": (edit(*SCORE, "class_intervals", value=[[0, 1]]), "a dict belongs"),
     "interval of words": (edit(*SCORE, "interval", value=["a", "b"]), "a number belongs"),
     "classes in a list": (edit(*SCORE, "per_class", value=[1]), "a dict belongs"),
     "config of nothing": (edit("config", value=None), "a dict belongs"),

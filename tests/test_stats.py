@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wsod.stats import bootstrap_interval, crossed_interval, image_weights, interval_of_runs, mean_of
+from wsod.stats import (
+    bootstrap_interval,
+    class_intervals,
+    crossed_interval,
+    draws,
+    group_means,
+    image_weights,
+    interval_of_runs,
+    mean_of,
+)
 
 
 def naive(
@@ -27,10 +36,40 @@ def test_interval_equals_naive_resampling(average: str) -> None:
     present = sorted(set(images))
     place = {image: i for i, image in enumerate(present)}
     got = bootstrap_interval(values, images, labels, average=average, resamples=300, seed=3)  # type: ignore[arg-type]
-    n = len(present)
-    draws = np.random.default_rng(3).multinomial(n, np.full(n, 1 / n), size=300)
-    expected = [naive(values, [place[i] for i in images], labels, average, draw.tolist()) for draw in draws]
+    drawn = image_weights(len(present), 300, 3).astype(int)
+    expected = [naive(values, [place[i] for i in images], labels, average, draw.tolist()) for draw in drawn]
     assert got == pytest.approx(tuple(np.percentile(expected, [2.5, 97.5])), abs=1e-12)
+
+
+def test_draws_are_of_as_many_units_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = image_weights(7, 4000, 5)
+    assert (whole.sum(1) == 7).all()
+    assert whole.mean(0) == pytest.approx(np.ones(7), abs=0.05)
+    assert whole.var() == pytest.approx(6 / 7, abs=0.03)  # binomial, of 7 draws with chance 1/7
+    strata = np.array([0, 1, 1, 0, 1, 1, 1])
+    kept = np.concatenate(list(draws(7, strata=strata, resamples=50)))
+    assert (kept[:, strata == 0].sum(1) == 2).all()
+    monkeypatch.setattr("wsod.stats.CHUNK", 100)
+    assert len(next(draws(7, resamples=4000, seed=5))) == 14
+    np.testing.assert_array_equal(image_weights(7, 4000, 5), whole)
+
+
+def test_classes_and_groups_have_their_own_intervals() -> None:
+    rng = np.random.default_rng(1)
+    images, labels, values = np.repeat(np.arange(15), 2), np.tile([3, 7], 15), rng.random(30)
+    labels[:2] = 5  # a class that a single image has
+    found = class_intervals(values, images, labels, resamples=300, seed=3)
+    assert found[5] is None
+    weights = image_weights(15, 300, 3)[:, images]
+    for label in (3, 7):
+        own = labels == label
+        means = (weights[:, own] @ values[own]) / weights[:, own].sum(1)
+        assert found[label] == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=1e-12)
+    means = group_means(values, images, labels, [None, "a"] * 15, ["a", "b"], "classes", seed=4)
+    inside = np.arange(30) % 2 == 1
+    alone = bootstrap_interval(values[inside], images[inside], labels[inside], average="classes", seed=4)
+    assert means["a"]["interval"] == alone
+    assert (means["b"]["count"], means["b"]["interval"]) == (0, None)
 
 
 def test_one_image_has_no_interval() -> None:

@@ -133,9 +133,9 @@ def test_facts_of_odd_cases() -> None:
         None, None, None, 2
     )  # nor has a class that is not there
     facts = [CaseFacts(None, None, None, 1)]
-    assert size_strata([1.0], [0], facts, "cases") is None
-    assert given_predicted([1.0], [0], facts, "cases") is None
-    wrong = given_predicted([1.0], [0], [CaseFacts(0.5, 2, False, 1)], "cases")
+    assert size_strata([1.0], ["a"], [0], facts, "cases") is None
+    assert given_predicted([1.0], ["a"], [0], facts, "cases") is None
+    wrong = given_predicted([1.0], ["a"], [0], [CaseFacts(0.5, 2, False, 1)], "cases")
     assert wrong is not None
     assert (wrong["count"], np.isnan(wrong["value"])) == (0, True)
     assert [size_of(area) for area in (0.0, 1 / 16, 0.2, 1 / 4, 1.0)] == [

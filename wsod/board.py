@@ -15,12 +15,14 @@ from wsod.metrics.faithfulness import FaithfulnessMetric
 from wsod.metrics.probe import Probe
 from wsod.metrics.swept import SweptMetric
 from wsod.results import Case, Row, score_fields
-from wsod.stats import bootstrap_interval
+from wsod.stats import bootstrap_interval, class_intervals, resampled_intervals
 from wsod.strata import CaseFacts, given_predicted, size_strata
 from wsod.thresholds import ChosenThreshold, ThresholdSource
 from wsod.types import AttentionMaps, Sample, Score, ScoredBoxes
 
 __all__ = ["Board"]
+
+RESAMPLES = 1000  # of scores that are no mean of cases: each takes a while
 
 
 class Board:
@@ -142,7 +144,7 @@ class Board:
             values = {case: metric.case_score(_unpacked(value), score) for case, value in evidence.items()}
             for case, value in values.items():
                 own.setdefault(case, {})[name] = value
-            beside = self._beside(metric, values, seed) if values else {}
+            beside = self._beside(metric, values, score, seed)
             table[name] = score_fields(score, classes, **beside) | extra
         cases = [
             Case(self.name, image, classes[label], scores, facts.area, facts.rank, facts.predicted)
@@ -151,9 +153,14 @@ class Board:
         ]
         return Row(self.name, tuple(dict.fromkeys(supervision)), table), cases
 
-    def _beside(self, metric: Metric, values: Mapping[tuple[str, int], float], seed: int) -> dict[str, Any]:
-        """The interval and the strata of a mean of cases."""
+    def _beside(
+        self, metric: Metric, values: Mapping[tuple[str, int], float], score: Score, seed: int
+    ) -> dict[str, Any]:
+        """Intervals, and the strata of a mean of cases."""
+        known = list(score.per_class or ())
         if metric.average is None:
+            return _pooled(metric, score, seed)
+        if not values:
             return {}
         images, labels = zip(*values, strict=True)
         interval = bootstrap_interval(
@@ -164,14 +171,40 @@ class Board:
             divisor=metric.divisor,
             seed=seed,
         )
+        of_classes = class_intervals(list(values.values()), images, labels, seed=seed) if known else {}
         # an image with several classes, taken as one case, has no class to be large or predicted
         some = [c for c in values if metric.cases == "labels" or self._facts[c].classes == 1]
-        arguments = [values[c] for c in some], [c[1] for c in some], [self._facts[c] for c in some]
+        arguments = (
+            [values[c] for c in some],
+            [c[0] for c in some],
+            [c[1] for c in some],
+            [self._facts[c] for c in some],
+        )
         return {
             "interval": interval,
-            "strata": size_strata(*arguments, metric.average),
-            "given_predicted": given_predicted(*arguments, metric.average),
+            "class_intervals": {label: of_classes.get(label) for label in known} if known else None,
+            "strata": size_strata(*arguments, metric.average, seed),
+            "given_predicted": given_predicted(*arguments, metric.average, seed),
         }
+
+
+def _pooled(metric: Metric, score: Score, seed: int) -> dict[str, Any]:
+    """Intervals of a score that is no mean of cases."""
+    per_class = score.per_class or {}
+    found = resampled_intervals(
+        metric.units,
+        lambda weights: metric.resampled(weights, score),
+        about=[score.value, *per_class.values()],
+        resamples=RESAMPLES,
+        seed=seed,
+    )
+    if not found:
+        return {}
+    # what was shifted stays a fraction
+    whole, *parts = [(max(low, 0.0), min(high, 1.0)) for low, high in found]
+    # where all resamples agree, such as of a class in a single image, they say nothing
+    sure = [part if part[1] - part[0] > 1e-9 else None for part in parts]
+    return {"interval": whole, "class_intervals": dict(zip(per_class, sure, strict=True)) if sure else None}
 
 
 def _packed(value: Any) -> Any:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from wsod.config import plain
 from wsod.errors import ConfigError
 from wsod.metrics import Metric
-from wsod.paired import holm, paired_interval, sign_flip_test
+from wsod.paired import holm, sign_flip_test
 from wsod.results import Result, Row
+from wsod.stats import bootstrap_interval
 from wsod.thresholds import protocol_of
 
 __all__ = ["Change", "Comparison", "Difference", "Resampling", "compare"]
@@ -284,7 +285,7 @@ def _paired(
         base,
         before=_mean(before, labels, metric),
         after=_mean(after, labels, metric),
-        interval=paired_interval(change, images, labels, divisor=metric.divisor, strata=strata, **options),
+        interval=bootstrap_interval(change, images, labels, divisor=metric.divisor, strata=strata, **options),
         # scores that are equal case by case need no test, and must not weigh on the others
         p_value=sign_flip_test(change, images, labels, **options) if change.any() else None,
         cases=len(cases),

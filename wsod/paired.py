@@ -1,103 +1,15 @@
-"""Paired differences of case scores: intervals, permutation tests, corrections for many of them."""
+"""Tests of paired differences of case scores, and the correction for many of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
+from numpy.typing import ArrayLike
 
-from wsod.errors import ConfigError
-from wsod.stats import Average, mean_of
+from wsod.stats import CHUNK, Average
 
-__all__ = ["holm", "paired_interval", "sign_flip_test"]
-
-Floats = NDArray[np.float64]
-CHUNK = 4_000_000  # numbers held at once: few enough to stay near the processor
-
-
-def paired_interval(
-    differences: ArrayLike,
-    images: ArrayLike,
-    labels: ArrayLike,
-    *,
-    average: Average = "cases",
-    divisor: int | None = None,
-    strata: ArrayLike | None = None,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """Percentile interval of the difference of two means over the same cases, images resampled.
-
-    Both means are linear in the case scores, so their difference is the mean of the differences, and one
-    resample serves both sides. Cases of one image are not independent: whole images are drawn.
-
-    Args:
-        differences: (N,) score of each case on one side minus that on the other.
-        images: (N,) the image of each case.
-        labels: (N,) the class of each case, used by `average="classes"`.
-        average: how the score is made from its cases.
-        divisor: number of classes a mean of classes is divided by, where those never seen count as 0; None =
-            the classes seen. A class that only a resample lacks is left out of that resample's mean.
-        strata: (N,) the stratum of each case, one an image: each stratum keeps its number of images in every
-            resample. None = one stratum.
-        resamples: number of resamples.
-        confidence: of the interval.
-        seed: of the draws.
-
-    Returns:
-        (low, high), or None with fewer than two images.
-
-    Raises:
-        ConfigError: an image in two strata.
-    """
-    values = np.asarray(differences, np.float64)
-    _, first, rows = np.unique(np.asarray(images), return_index=True, return_inverse=True)
-    _, columns = np.unique(np.asarray(labels), return_inverse=True)
-    if average == "cases":
-        columns = np.zeros_like(columns)
-    n = len(first)
-    if n < 2:
-        return None
-    groups = np.zeros(n, np.int64)
-    if strata is not None:
-        _, places = np.unique(np.asarray(strata), return_inverse=True)
-        groups = places[first]
-        if (groups[rows] != places).any():
-            raise ConfigError(
-                "strata", "one stratum an image", "an image in several", "Resample whole images."
-            )
-    shape = (n, int(columns.max()) + 1)
-    sums = sparse.csr_array((values, (rows, columns)), shape)
-    counts = sparse.csr_array((np.ones(len(values)), (rows, columns)), shape)
-    draws = _draws(np.random.default_rng(seed), groups, resamples)
-    means = [mean_of(_weighted(drawn, sums), _weighted(drawn, counts), average) for drawn in draws]
-    tail = 50.0 * (1.0 - confidence)
-    share = shape[1] / divisor if divisor and average == "classes" else 1.0
-    low, high = share * np.nanpercentile(np.concatenate(means), [tail, 100.0 - tail])
-    return float(low), float(high)
-
-
-def _draws(
-    generator: np.random.Generator, groups: NDArray[np.int64], resamples: int
-) -> Iterator[NDArray[np.float64]]:
-    """(rounds, n) how often each unit is drawn, in parts; every group keeps its size."""
-    n = len(groups)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    part = max(1, CHUNK // n)
-    for start in range(0, resamples, part):
-        rounds = min(part, resamples - start)
-        picked = [own[generator.integers(0, len(own), (rounds, len(own)))] for own in members]
-        cells = np.concatenate(picked, 1) + n * np.arange(rounds)[:, None]
-        yield np.bincount(cells.ravel(), minlength=rounds * n).reshape(rounds, n).astype(np.float64)
-
-
-def _weighted(drawn: Floats, totals: sparse.csr_array) -> Floats:
-    """(rounds, n) @ (n, C); most images have few of the classes."""
-    weighted: Floats = drawn @ totals.toarray() if totals.shape[1] == 1 else (totals.T @ drawn.T).T
-    return weighted
+__all__ = ["holm", "sign_flip_test"]
 
 
 def sign_flip_test(

@@ -21,9 +21,11 @@ from wsod.errors import DataError
 from wsod.output import write_text
 from wsod.types import Score
 
-__all__ = ["Case", "Result", "Row", "provenance", "score_fields"]
+__all__ = ["Case", "Interval", "Result", "Row", "provenance", "score_fields"]
 
-SCHEMA = 2
+Interval = tuple[float, float]
+
+SCHEMA = 3
 FIELDS = ("interval", "best_threshold", "per_class", "strata", "given_predicted", "thresholds", "curve")
 
 
@@ -141,6 +143,9 @@ def _row(table: Any) -> Row:
             _number(bound)
         for value in _is(dict, score["per_class"] or {}).values():
             _number(value)
+        for interval in _is(dict, score.get("class_intervals") or {}).values():
+            for bound in _is(list, interval or []):
+                _number(bound)
     used = tuple(_is(str, word) for word in _is(list, table["supervision"]))
     return Row(_is(str, table["maps"]), used, scores)
 
@@ -172,14 +177,25 @@ def _from_1(table: dict[str, Any]) -> None:
             score.setdefault("skipped", 0)
 
 
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1}
+def _from_2(table: dict[str, Any]) -> None:
+    """Schema 2 knew intervals of whole scores only."""
+    for row in table["rows"]:
+        for score in row["scores"].values():
+            score.setdefault("class_intervals", None)
+            for part in (*(score["strata"] or {}).values(), score["given_predicted"]):
+                if part is not None:
+                    part.setdefault("interval", None)
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1, 2: _from_2}
 """By schema: what makes a table of it one of the next."""
 
 
 def score_fields(
     score: Score,
     classes: Iterable[str],
-    interval: tuple[float, float] | None = None,
+    interval: Interval | None = None,
+    class_intervals: Mapping[int, Interval | None] | None = None,
     strata: Mapping[str, Any] | None = None,
     given_predicted: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -189,13 +205,15 @@ def score_fields(
         score: of a metric.
         classes: names by label.
         interval: its 95 % interval, or None.
-        strata: `{"small": {"value", "count"}, …}`, or None for a metric without cases.
-        given_predicted: `{"value", "count"}` over the cases whose class is predicted right, or None.
+        class_intervals: that of each class's value, by label; None where the metric has none.
+        strata: `{"small": {"value", "count", "interval"}, …}`, or None for a metric without cases.
+        given_predicted: likewise over the cases whose class is predicted right, or None.
     """
     names = list(classes)
-    per_class = None
-    if score.per_class is not None:
-        per_class = {names[label]: value for label, value in score.per_class.items()}
+    per_class, intervals = (
+        None if some is None else {names[label]: value for label, value in some.items()}
+        for some in (score.per_class, class_intervals)
+    )
     return {
         "value": score.value,
         **score.extra,
@@ -204,6 +222,7 @@ def score_fields(
         "skipped": score.skipped,
         "best_threshold": score.best_threshold,
         "per_class": per_class,
+        "class_intervals": intervals,
         "strata": strata,
         "given_predicted": given_predicted,
         "thresholds": score.thresholds,

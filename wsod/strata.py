@@ -73,27 +73,39 @@ class CaseFacts:
 
 
 def size_strata(
-    values: Sequence[float], labels: Sequence[int], facts: Sequence[CaseFacts], average: Average
+    values: Sequence[float],
+    images: Sequence[str],
+    labels: Sequence[int],
+    facts: Sequence[CaseFacts],
+    average: Average,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]] | None:
     """The score within small, medium and large cases; None where no case has a box.
 
     Args:
         values: the cases' scores.
+        images: their images.
         labels: their classes.
         facts: what is known of them. One without an area is in no stratum.
         average: how the score is made from its cases.
+        seed: of the intervals.
     """
     groups = [None if fact.area is None else size_of(fact.area) for fact in facts]
     if not any(groups):
         return None
-    return group_means(values, labels, groups, tuple(SIZES), average)
+    return group_means(values, images, labels, groups, tuple(SIZES), average, seed)
 
 
 def given_predicted(
-    values: Sequence[float], labels: Sequence[int], facts: Sequence[CaseFacts], average: Average
+    values: Sequence[float],
+    images: Sequence[str],
+    labels: Sequence[int],
+    facts: Sequence[CaseFacts],
+    average: Average,
+    seed: int = 0,
 ) -> dict[str, Any] | None:
     """The score over the cases whose class is predicted right; None where no ranking is known."""
     if all(fact.predicted is None for fact in facts):
         return None
     groups = ["right" if fact.predicted else None for fact in facts]
-    return group_means(values, labels, groups, ("right",), average)["right"]
+    return group_means(values, images, labels, groups, ("right",), average, seed)["right"]

@@ -19,6 +19,7 @@ from wsod.types import AttentionMaps, Sample, Score
 __all__ = ["CaseMean", "Evidence", "Metric", "Scene", "accepted_thresholds"]
 
 Array = NDArray[Any]
+Floats = NDArray[np.float64]
 Evidence = float | Array
 
 
@@ -134,6 +135,26 @@ class Metric(ABC):
         self._seen |= other._seen
         for key, counts in other._state.items():
             self._state[key] = self._state[key] + counts
+
+    @property
+    def units(self) -> int:
+        """How many units, images or groups of them, `resampled` counts: what a bootstrap draws; 0 = none.
+
+        A mean of cases (`average`) needs none: its interval is made from the cases.
+        """
+        return 0
+
+    def resampled(self, weights: Floats, score: Score) -> Floats:
+        """The score, had each unit been counted as often as a row of weights says; at its threshold.
+
+        Args:
+            weights: (R, units).
+            score: what `compute` has given.
+
+        Returns:
+            (R, 1), or (R, 1 + C) with those of `score.per_class` after it; NaN where nothing is counted.
+        """
+        raise NotImplementedError
 
     def options(self) -> Mapping[str, Any]:
         """The options by name, `classes` and `processing` among them."""

@@ -11,10 +11,12 @@ from importlib import import_module
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsod.errors import DataError, MapError
 from wsod.metrics.base import Evidence
 from wsod.metrics.detections import DetectionMetric, Detections
+from wsod.metrics.resampled_ap import FALSE, IGNORED, TRUE, Ranking, resampled_map
 from wsod.types import AttentionMaps, InstanceMasks, Sample, Score, ScoredBoxes
 
 __all__ = ["BoxAP", "coco_scores"]
@@ -26,6 +28,11 @@ NAMES = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
 )
+
+
+KEYS = ("dtIgnore", "dtMatches")
+KINDS: dict[str, Literal["bbox", "segm"]] = {"boxes": "bbox", "masks": "segm"}
+LEVELS = np.linspace(0.0, 1.0, 101)
 
 
 def coco_scores(
@@ -44,10 +51,57 @@ def coco_scores(
     Returns:
         Fractions by name; NaN where pycocotools says -1 (nothing to average).
     """
+    return _numbers(_evaluated(_backend(), truth, detections, kind))
+
+
+def _numbers(run: Any) -> tuple[dict[str, float], dict[int, float]]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.accumulate()
+        run.summarize()
+    names = [float(x) if x > -1 else math.nan for x in run.stats]
+    # precision: IoU, recall, category, area range, most detections
+    precision = run.eval["precision"][:, :, :, 0, -1]
+    per_class = {}
+    for place, category in enumerate(run.params.catIds):
+        own = precision[:, :, place]
+        own = own[own > -1]
+        if own.size:
+            per_class[int(category)] = float(own.mean())
+    return dict(zip(NAMES, names, strict=True)), per_class
+
+
+def _rankings(run: Any) -> dict[int, Ranking]:
+    """By category, what became of each detection at COCO's ten IoUs, sizes aside; images by their ids."""
+    images, areas = len(run.params.imgIds), len(run.params.areaRng)
+    found = {}
+    for place, category in enumerate(run.params.catIds):
+        own = run.evalImgs[place * areas * images :][:images]
+        met = [(n, one) for n, one in enumerate(own) if one is not None]
+        owners = np.repeat([n for n, _ in met], [len(one["dtScores"]) for _, one in met]).astype(np.int64)
+        scores = np.concatenate([np.zeros(0), *(one["dtScores"] for _, one in met)])
+        order = np.argsort(-scores, kind="stable")
+        outcome = np.zeros((len(run.params.iouThrs), len(scores)), np.int8)
+        if len(scores):
+            ignored, matches = (np.concatenate([one[key] for _, one in met], 1) for key in KEYS)
+            outcome[:] = np.where(ignored, IGNORED, np.where(matches > 0, TRUE, FALSE))
+        truth = np.zeros(images, np.int64)
+        truth[[n for n, _ in met]] = [np.sum(np.equal(one["gtIgnore"], 0)) for _, one in met]
+        found[int(category)] = Ranking(owners[order], outcome[:, order], truth)
+    return found
+
+
+def _evaluated(
+    backend: tuple[Any, Any],
+    truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    kind: Literal["bbox", "segm"],
+    areas: int = 4,
+) -> Any:
+    """COCOeval after `evaluate`: all sizes, and with `areas=4` small, medium and large."""
     # slow to import, and only this metric needs it
     from pycocotools import mask
 
-    COCO, COCOeval = _backend()
+    COCO, COCOeval = backend
 
     def area(detection: Mapping[str, Any]) -> float:
         if kind == "bbox":
@@ -69,19 +123,9 @@ def coco_scores(
         }
         found.createIndex()
         run = COCOeval(known, found, kind)
+        run.params.areaRng, run.params.areaRngLbl = run.params.areaRng[:areas], run.params.areaRngLbl[:areas]
         run.evaluate()
-        run.accumulate()
-        run.summarize()
-    names = [float(x) if x > -1 else math.nan for x in run.stats]
-    # precision: IoU, recall, category, area range, most detections
-    precision = run.eval["precision"][:, :, :, 0, -1]
-    per_class = {}
-    for place, category in enumerate(run.params.catIds):
-        own = precision[:, :, place]
-        own = own[own > -1]
-        if own.size:
-            per_class[int(category)] = float(own.mean())
-    return dict(zip(NAMES, names, strict=True)), per_class
+    return run
 
 
 def _backend() -> tuple[Any, Any]:
@@ -89,8 +133,12 @@ def _backend() -> tuple[Any, Any]:
     try:
         faster = import_module("faster_coco_eval")
     except ImportError:
-        return import_module("pycocotools.coco").COCO, import_module("pycocotools.cocoeval").COCOeval
+        return _plain()
     return faster.COCO, faster.COCOeval_faster
+
+
+def _plain() -> tuple[Any, Any]:
+    return import_module("pycocotools.coco").COCO, import_module("pycocotools.cocoeval").COCOeval
 
 
 @dataclass(kw_only=True, eq=False)
@@ -112,6 +160,7 @@ class BoxAP(DetectionMetric):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._found: dict[str, Entries] = {}
+        self._ranked: dict[int, Ranking] = {}
 
     def _empty(self) -> dict[str, Any]:
         return {"truth": np.zeros(self.classes, np.int64)}
@@ -159,6 +208,13 @@ class BoxAP(DetectionMetric):
             np.add.at(self._state["truth"], sample.labels[~sample.crowd], 1)
         return {}
 
+    @property
+    def units(self) -> int:
+        return len(self._found) if self._state["truth"].any() else 0
+
+    def resampled(self, weights: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
+        return resampled_map(weights, [self._ranked[label] for label in score.per_class or ()], LEVELS)
+
     def compute(self) -> Score:
         count = int(self._state["truth"].sum())
         if not count:
@@ -176,7 +232,11 @@ class BoxAP(DetectionMetric):
             "categories": [{"id": label} for label in range(self.classes)],
             "annotations": [{**entry, "id": n} for n, entry in enumerate(truth, 1)],
         }
-        names, per_class = coco_scores(dataset, found, "segm" if self.overlap == "masks" else "bbox")
+        what = dataset, found, KINDS[self.overlap]
+        run = _evaluated(_backend(), *what)
+        names, per_class = _numbers(run)
+        # the faster backend does not tell what it has matched
+        self._ranked = _rankings(run if type(run) is _plain()[1] else _evaluated(_plain(), *what, areas=1))
         return Score(names["ap"], count, self._skipped, per_class, extra=names)
 
 

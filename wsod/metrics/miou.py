@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wsod.errors import MapError
 from wsod.metrics.base import Evidence
 from wsod.metrics.histograms import count_winners
+from wsod.metrics.resampling import GROUPS, group_of, known_mean, weighted
 from wsod.metrics.swept import SweptMetric, Threshold
 from wsod.metrics.truth import resize_nearest
 from wsod.types import AttentionMaps, Sample, Score
@@ -50,9 +51,15 @@ class MIoU(SweptMetric):
     def _empty(self) -> dict[str, NDArray[Any]]:
         # pixels by truth (0 = background), class of the largest map, thresholds it is above
         shape = (self.classes + 1, self.classes, len(self._thresholds) + 1)
-        return {"pixels": np.zeros(shape, np.int64), "count": np.zeros((), np.int64)}
+        # intersection and union of background and classes at every threshold
+        groups = (GROUPS, 2, self.classes + 1, len(self._thresholds))
+        return {
+            "pixels": np.zeros(shape, np.int64),
+            "count": np.zeros((), np.int64),
+            "groups": np.zeros(groups, np.int64),
+        }
 
-    def _measure(self, maps: AttentionMaps, sample: Sample) -> tuple[Labels, Counts] | None:
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> tuple[Labels, Counts, Counts] | None:
         if sample.masks is None:
             return None
         size, order = self.processing.size(maps), np.argsort(maps.labels)
@@ -66,14 +73,16 @@ class MIoU(SweptMetric):
         )
         if largest > self.classes:
             raise MapError(sample.image_id, f"masks of {self.classes} classes", largest)
-        return maps.labels[order] if len(order) else np.zeros(1, np.int64), counts
+        labels = maps.labels[order] if len(order) else np.zeros(1, np.int64)
+        return labels, counts, _overlaps(labels, counts)
 
-    def _count(self, measured: tuple[Labels, Counts] | None, sample: Sample) -> dict[int, Evidence]:
+    def _count(self, measured: tuple[Labels, Counts, Counts] | None, sample: Sample) -> dict[int, Evidence]:
         if measured is None:
             self._skip()
             return {}
-        labels, counts = measured
+        labels, counts, overlaps = measured
         self._state["pixels"][:, labels] += counts
+        self._state["groups"][group_of(sample.image_id)] += overlaps
         self._state["count"] = self._state["count"] + 1
         return {}
 
@@ -96,18 +105,27 @@ class MIoU(SweptMetric):
 
     def _ious(self) -> NDArray[np.float64]:
         """(thresholds, classes + 1); NaN where a class is in neither truth nor prediction."""
-        pixels = self._state["pixels"]
-        above = pixels[:, :, ::-1].cumsum(2)[:, :, ::-1][:, :, 1:]
-        truth = pixels.sum((1, 2))
-        labels = np.arange(self.classes)
-        background = (truth[0] - above[0].sum(0))[None]
-        hit = np.concatenate([background, above[labels + 1, labels]])
-        predicted = np.concatenate([(truth.sum() - above.sum((0, 1)))[None], above.sum(0)])
-        union = truth[:, None] + predicted - hit
-        nothing = math.nan if self.mean == "present" else 0.0
-        ious: NDArray[np.float64] = np.full(hit.shape, nothing)
+        return self._divided(*_overlaps(np.arange(self.classes), self._state["pixels"])).T
+
+    def _divided(self, hit: NDArray[Any], union: NDArray[Any]) -> NDArray[np.float64]:
+        ious = np.full(hit.shape, math.nan if self.mean == "present" else 0.0)
         np.divide(hit, union, out=ious, where=union > 0)
-        return ious.T
+        return ious
+
+    @property
+    def _groups(self) -> NDArray[np.intp]:
+        """Those that hold pixels."""
+        return np.flatnonzero(self._state["groups"][:, 1].any((1, 2)))
+
+    @property
+    def units(self) -> int:
+        return len(self._groups)
+
+    def resampled(self, weights: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
+        counts = self._state["groups"][self._groups, :, :, self._place_of(score)[0]]
+        ious = self._divided(*weighted(weights, counts).swapaxes(0, 1))
+        labels = np.array(list(score.per_class or ()), np.intp)
+        return np.concatenate([known_mean(ious)[:, None], ious[:, labels + 1]], 1)
 
     def compute(self, threshold: Threshold | None = None) -> Score:
         count = int(self._state["count"])
@@ -128,3 +146,22 @@ class MIoU(SweptMetric):
             thresholds[best],
             {"background": float(ious[best, 0])},
         )
+
+
+def _overlaps(labels: Labels, pixels: Counts) -> Counts:
+    """(2, classes + 1, thresholds) intersections and unions, background first.
+
+    Args:
+        labels: (K,) class of each map.
+        pixels: (classes + 1, K, thresholds + 1) by truth, largest map, and thresholds it is above.
+    """
+    truth = pixels.sum((1, 2))
+    # by map: pixels it claims, those of its own class, those of the background
+    claims = np.stack([pixels.sum(0), pixels[labels + 1, np.arange(len(labels))], pixels[0]])
+    predicted, right, wrong = claims[:, :, :0:-1].cumsum(2)[:, :, ::-1]
+    hit, sizes = np.zeros((2, len(truth), predicted.shape[1]), np.int64)
+    hit[0], hit[labels + 1] = truth[0] - wrong.sum(0), right
+    sizes[:] = truth[:, None]
+    sizes[0] += truth.sum() - predicted.sum(0)
+    sizes[labels + 1] += predicted
+    return np.stack([hit, sizes - hit])

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from wsod.metrics.base import Evidence, Metric, accepted_thresholds
 from wsod.metrics.histograms import count_above
+from wsod.metrics.resampling import GROUPS, group_of, weighted
 from wsod.metrics.truth import TruthSource, truth_mask
 from wsod.types import AttentionMaps, Sample, Score
 
 __all__ = ["PxAP"]
 
 Counts = NDArray[np.int64]
+PART = 200  # resamples at once, of a thousand thresholds each
 
 
 @dataclass(kw_only=True, eq=False)
@@ -54,7 +56,11 @@ class PxAP(Metric):
     def _empty(self) -> dict[str, Counts]:
         # pixels outside and inside the class, by the last threshold they reach
         shape = (self.classes, 2, len(self._thresholds))
-        return {"pixels": np.zeros(shape, np.int64), "count": np.zeros(self.classes, np.int64)}
+        return {
+            "pixels": np.zeros(shape, np.int64),
+            "count": np.zeros(self.classes, np.int64),
+            "groups": np.zeros((GROUPS, *shape[1:]), np.int64),
+        }
 
     def _histogram(self, maps: AttentionMaps, k: int, sample: Sample) -> Counts | None:
         options = {"difficult": self.difficult, "crowd": self.crowd, "allow_empty": True}
@@ -77,21 +83,37 @@ class PxAP(Metric):
                 self._skip()
             else:
                 self._state["pixels"][label] += counts
+                self._state["groups"][group_of(sample.image_id)] += counts
                 self._state["count"][label] += 1
         return {}
+
+    @property
+    def _groups(self) -> Counts:
+        """(groups that hold pixels, 2, thresholds)."""
+        groups = self._state["groups"]
+        return groups[groups.any((1, 2))]
+
+    @property
+    def units(self) -> int:
+        return len(self._groups)
+
+    def resampled(self, weights: NDArray[np.float64], score: Score) -> NDArray[np.float64]:
+        """All classes together: by class, too much would have to be kept."""
+        groups, parts = self._groups, np.array_split(weights, -(-len(weights) // PART))
+        return np.concatenate([_average_precision(weighted(part, groups))[0] for part in parts])[:, None]
 
     def compute(self) -> Score:
         pixels, count = self._state["pixels"], self._state["count"]
         value, precision, recall = _average_precision(pixels.sum(0))
         per_class: dict[int, float] = {}
         for label in np.flatnonzero(count):
-            own = _average_precision(pixels[label])[0]
+            own = float(_average_precision(pixels[label])[0])
             if not math.isnan(own):
                 per_class[int(label)] = own
         mean = math.fsum(per_class.values()) / len(per_class) if per_class else math.nan
         curve = {"precision": precision[::-1].tolist(), "recall": recall[::-1].tolist()}
         return Score(
-            value,
+            float(value),
             int(count.sum()),
             self._skipped,
             per_class,
@@ -101,14 +123,16 @@ class PxAP(Metric):
         )
 
 
-def _average_precision(counts: Counts) -> tuple[float, NDArray[Any], NDArray[Any]]:
-    """Step integral, and precision (NaN where no pixel is) and recall, highest threshold first."""
-    false, true = counts[:, ::-1].cumsum(1)
-    positives = counts[1].sum()
-    found = true + false
-    precision = np.divide(true, found, out=np.full(len(true), math.nan), where=found > 0)
-    if not positives:
-        return math.nan, precision, np.full(len(true), math.nan)
-    recall = true / positives
+def _average_precision(counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Step integral, and precision (NaN where no pixel is) and recall, highest threshold first.
+
+    Args:
+        counts: (…, 2, T) pixels outside and inside; the integral has the first shape. NaN without any inside.
+    """
+    above = counts[..., ::-1].cumsum(-1)
+    false, true = above[..., 0, :], above[..., 1, :]
+    positives, found = counts[..., 1, :].sum(-1)[..., None], true + false
+    precision = np.divide(true, found, out=np.full(true.shape, math.nan), where=found > 0)
+    recall = np.divide(true, positives, out=np.full(true.shape, math.nan), where=positives > 0)
     gain = np.diff(recall, prepend=0.0)
-    return float((np.where(found > 0, precision, 0.0) * gain).sum()), precision, recall
+    return (np.where(found > 0, precision, 0.0) * gain).sum(-1), precision, recall

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,20 @@ from wsod.boxes.iou import iou
 from wsod.errors import ConfigError
 from wsod.metrics.base import Evidence
 from wsod.metrics.detections import DetectionMetric, Detections
+from wsod.metrics.resampled_ap import FALSE, IGNORED, TRUE, Ranking, resampled_map
 from wsod.types import Sample, Score
 
 __all__ = ["VocAP"]
 
 Array = NDArray[np.float64]
-# what became of a detection
-FALSE, TRUE, IGNORED = 0, 1, 2
+LEVELS = np.arange(0.0, 1.1, 0.1)
+
+
+class _Image(NamedTuple):
+    """An image: by label its scores and outcomes, by descending score; and the true objects that count."""
+
+    found: dict[int, tuple[Array, NDArray[np.int8]]]
+    truth: dict[int, int]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,7 +60,7 @@ class VocAP(DetectionMetric):
         if not 0 < self.iou <= 1:
             raise ConfigError(f"{self.name}: iou", "a value above 0, at most 1", self.iou)
         super().__post_init__()
-        self._found: dict[str, dict[int, tuple[Array, NDArray[np.int8]]]] = {}
+        self._found: dict[str, _Image] = {}
 
     def _empty(self) -> dict[str, NDArray[Any]]:
         return {"truth": np.zeros(self.classes, np.int64)}
@@ -68,10 +75,11 @@ class VocAP(DetectionMetric):
             if len(boxes):
                 order = self._order(scores)
                 outcomes[label] = scores[order], self._match(boxes[order], sample, label)
-        self._found[sample.image_id] = outcomes
         counts = ~sample.difficult | (self.difficult == "count")
-        if len(sample.boxes):
-            np.add.at(self._state["truth"], sample.labels[counts], 1)
+        labels = sample.labels[counts] if len(sample.boxes) else sample.labels[:0]
+        np.add.at(self._state["truth"], labels, 1)
+        truth = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True))
+        self._found[sample.image_id] = _Image(outcomes, truth)
         return {}
 
     def _order(self, scores: Array) -> NDArray[np.int64]:
@@ -100,15 +108,32 @@ class VocAP(DetectionMetric):
 
     def curve(self, label: int) -> tuple[Array, Array]:
         """Recall and precision after each of the class's boxes, by descending score."""
-        images = sorted(self._found, reverse=self.ties == "last")
-        found = [self._found[image][label] for image in images if label in self._found[image]]
-        scores = np.concatenate([np.zeros(0), *(scores for scores, _ in found)])
-        outcome = np.concatenate([np.zeros(0, np.int8), *(outcome for _, outcome in found)])
-        # within an image they are in order already
-        outcome = outcome[np.argsort(-scores, kind="stable")]
+        outcome = self._ranking(label).outcome[0]
         true, false = (outcome == TRUE).cumsum(), (outcome == FALSE).cumsum()
         positives = max(int(self._state["truth"][label]), 1)
         return true / positives, true / np.maximum(true + false, np.finfo(np.float64).eps)
+
+    def _ranking(self, label: int) -> Ranking:
+        names = sorted(self._found)
+        places = range(len(names))[:: -1 if self.ties == "last" else 1]
+        found = [
+            (n, *self._found[names[n]].found[label]) for n in places if label in self._found[names[n]].found
+        ]
+        images = np.repeat([n for n, _, _ in found], [len(scores) for _, scores, _ in found]).astype(np.int64)
+        scores = np.concatenate([np.zeros(0), *(scores for _, scores, _ in found)])
+        outcome = np.concatenate([np.zeros(0, np.int8), *(outcome for _, _, outcome in found)])
+        # within an image they are in order already
+        order = np.argsort(-scores, kind="stable")
+        truth = np.array([self._found[name].truth.get(label, 0) for name in names], np.int64)
+        return Ranking(images[order], outcome[None, order], truth)
+
+    @property
+    def units(self) -> int:
+        return len(self._found) if self._state["truth"].any() else 0
+
+    def resampled(self, weights: Array, score: Score) -> Array:
+        levels = LEVELS if self.method == "11point" else None
+        return resampled_map(weights, map(self._ranking, score.per_class or ()), levels)
 
     def compute(self) -> Score:
         truth = self._state["truth"]
@@ -127,7 +152,6 @@ def average_precision(recall: Array, precision: Array, method: Literal["area", "
     0.8
     """
     if method == "11point":
-        levels = np.arange(0.0, 1.1, 0.1)
-        return math.fsum(float(precision[recall >= level].max(initial=0.0)) for level in levels) / 11
+        return math.fsum(float(precision[recall >= level].max(initial=0.0)) for level in LEVELS) / 11
     envelope = np.maximum.accumulate(np.append(precision, 0.0)[::-1])[::-1]
     return float((np.diff(recall, prepend=0.0) * envelope[:-1]).sum())
