@@ -65,6 +65,7 @@ def consistency_loss(
     direction: Direction = "forward",
     samples: int = 6,
     noise: float = 0.15,
+    paper_compat: bool = False,
     rectifiers: Rectifiers = "calls",
     control: Control = "none",
     generator: torch.Generator | None = None,
@@ -92,11 +93,13 @@ def consistency_loss(
             public code then takes w = 32), G is compared.
         samples: points of `ig`, noisy copies of `smoothgrad`.
         noise: of `smoothgrad`, its deviation over the range of each image.
+        paper_compat: `ig` as the public code computes it, which is zero but for rounding.
         rectifiers: how guided backpropagation finds ReLUs: by the `calls` of functions (modules that call
             them included), or by `modules`, where these compute in another way.
         control: what gains must be held against: `random_mask` moves each mask to a random place (around the
             image's edges), where it has nothing to do with the class; `shuffled_maps` compares each map with
-            the masked map of the batch's next image.
+            the masked map of the next image of those computed together (`accumulate` and the number of
+            processes change which that is).
         generator: for `target = "random"`, noise and random masks; None = torch's global one.
 
     Returns:
@@ -133,7 +136,7 @@ def consistency_loss(
     reverse = direction == "reverse"
 
     def saliency_of(tape: Tape, graph: bool) -> Tensor:
-        work = Pass(tape, cases, graph, samples, noise, generator)
+        work = Pass(tape, cases, graph, samples, noise, generator, paper_compat)
         with _full_precision(images):
             return _at_least_float(attribute(attribution, work)).abs().sum(1)
 
@@ -149,7 +152,7 @@ def consistency_loss(
             if detach_mask:
                 mask = mask.detach()
             if control == "random_mask":
-                mask = moved(mask, generator)
+                mask = moved(mask, images, generator)
             masked = images * mask[:, None]
             if mask_fill == "blur":
                 masked = masked + blurred(images) * (1 - mask[:, None])
@@ -289,6 +292,7 @@ class Consistency(Objective):
     direction: Direction = "forward"
     samples: int = 6
     noise: float = 0.15
+    paper_compat: bool = False
     rectifiers: Rectifiers = "calls"
     control: Control = "none"
     use_labels: bool = False
@@ -308,7 +312,8 @@ class Consistency(Objective):
         if self.target == "random":
             # by step and image, the same in whatever parts or processes the batch is computed
             options["target"], labels = "top1", _drawn(batch, labels, len(classifier.classes), step)
-        noise = torch.Generator().manual_seed(step) if self.attribution == "smoothgrad" else None
+        drawn = self.attribution == "smoothgrad" or self.control == "random_mask"
+        noise = torch.Generator().manual_seed(step) if drawn else None
         loss, found = consistency_loss(classifier, batch.images, labels, **options, generator=noise)
         watched = ("consistency", "mask_mean", "mask_std", "mask_min", "mask_max", "mask_over_half")
         logged = {f"{self.name}/{key}": found[key].mean() for key in watched}

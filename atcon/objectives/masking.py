@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal
+from zlib import crc32
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,17 +45,22 @@ def blurred(images: Tensor) -> Tensor:
     return planes.view_as(images)
 
 
-def moved(masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Masks (N, H, W) or (N, T, H, W), each rolled by random offsets.
+def moved(masks: Tensor, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Masks (N, H, W) or (N, T, H, W), each rolled by offsets drawn for its image.
+
+    The draw is one of `generator` and the image's values: the same in whatever batch the image is.
 
     Args:
         masks: of each image.
-        generator: of the offsets; None = torch's global one.
+        images: (N, 3, H, W) or (N, 3, T, H, W).
+        generator: None = torch's global one.
     """
     over = tuple(range(masks.ndim - 1))
-    sizes = torch.tensor(masks.shape[1:])
     # torch's default generator is the CPU's
     device = "cpu" if generator is None else generator.device
-    share = torch.rand(len(masks), len(over), generator=generator, device=device).cpu()
-    offsets = (share * sizes).long().tolist()
-    return torch.stack([mask.roll(by, over) for mask, by in zip(masks, offsets, strict=True)])
+    draw = int(torch.randint(2**31, (), generator=generator, device=device))
+    rolled = []
+    for mask, image in zip(masks, images.detach().float().cpu(), strict=True):
+        random = np.random.default_rng((draw, crc32(image.numpy().tobytes())))
+        rolled.append(mask.roll(random.integers(0, mask.shape).tolist(), over))
+    return torch.stack(rolled)

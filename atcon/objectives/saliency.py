@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsod.errors import ConfigError
 from wsod.maps.guided import Rule
 from wsod.maps.tape import Tape
 from wsod.models.classifier import Classifier
@@ -33,6 +34,7 @@ class Pass:
         samples: points of `ig`, noisy copies of `smoothgrad`.
         noise: of `smoothgrad`, its deviation over the range of each image.
         generator: of that noise.
+        paper_compat: `ig` as the public code has it.
     """
 
     tape: Tape
@@ -41,6 +43,7 @@ class Pass:
     samples: int = 6
     noise: float = 0.15
     generator: torch.Generator | None = None
+    paper_compat: bool = False
 
 
 def _backward(rule: Rule) -> Callable[[Pass], Tensor]:
@@ -68,12 +71,35 @@ def _mean_gradient(work: Pass, versions: Tensor) -> Tensor:
 def _integrated(work: Pass) -> Tensor:
     """x·∫₀¹ ∂s/∂x(αx) dα by the midpoint rule (Sundararajan et al., ICML 2017); the baseline is zero.
 
-    Differs from the public code of ATCON, which takes the plain mean over α = 0, .2, …, 1 of a softmax over
-    the interpolation steps, of the class whose number is that of the step with the highest mean logit.
+    Differs from the public code of ATCON: see `_integrated_as_published`.
     """
+    if work.paper_compat:
+        return _integrated_as_published(work)
     images = _images(work)
     nodes = (torch.arange(work.samples, dtype=images.dtype, device=images.device) + 0.5) / work.samples
     return images * _mean_gradient(work, nodes.view(-1, *[1] * images.ndim) * images)
+
+
+def _integrated_as_published(work: Pass) -> Tensor:
+    """What the public code of ATCON calls integrated gradients: zero, but for rounding.
+
+    It differentiates Σₐ softmaxₐ(s_c(αx)) over α = 0, .2, …, 1: the softmax is over the steps, not over the
+    classes, so that the sum is 1 for every image and the mask made of it a constant half. c is the number of
+    the step with the highest mean logit.
+    """
+    images = _images(work)
+    nodes = torch.linspace(0, 1, work.samples, dtype=images.dtype, device=images.device)
+    versions = nodes.view(-1, *[1] * images.ndim) * images
+    tape = work.tape.again(versions.flatten(0, 1), {"input_gradient"}, work.graph)
+    logits = tape.logits.view(*versions.shape[:2], -1)
+    if logits.shape[2] < work.samples:
+        raise ConfigError(
+            "consistency_loss: paper_compat", f"{work.samples} classes, as many as samples", logits.shape[2]
+        )
+    step = logits.mean(2).argmax(0)
+    shares = logits.softmax(0).gather(2, step.expand(work.samples, -1)[..., None])
+    (gradient,) = torch.autograd.grad(shares.sum(), tape.images, create_graph=work.graph)
+    return images * gradient.view(versions.shape).mean(0)
 
 
 def _smooth(work: Pass) -> Tensor:

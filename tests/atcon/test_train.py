@@ -14,9 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atcon import consistency_loss, supervised_loss
+from atcon.build import make_objectives
 from atcon.config import FinetuneConfig, load_config
+from atcon.data import Batch
 from atcon.objectives import OBJECTIVES
+from atcon.step import Stepper
 from atcon.train import Event, finetune, resume
+from atcon.world import World
+from tests.atcon.networks import mini_classifier, photos
 from wsod.config import merge
 from wsod.errors import ConfigError, ModelError, WsodError
 from wsod.models import load_classifier, read_checkpoint
@@ -167,6 +173,32 @@ def test_combining_adds_the_weighted_terms(tmp_path: Path) -> None:
     for line in history(tmp_path / "out"):
         if "loss" in line:
             assert line["loss"] == pytest.approx(line["supervised"] + 0.25 * line["atcon"], abs=1e-6)
+
+
+def test_combining_has_the_gradient_of_the_sum() -> None:
+    """∇BCE + α·∇ATCON, each of its own pool's images."""
+    stage = single({"supervised": {}, "atcon": {"weight": 0.25, "pool": "unlabelled"}}, lr=1e-9).stages[
+        "only"
+    ]
+    classifier = mini_classifier(task="multilabel")
+    objectives = make_objectives("only", stage, classifier, {"labels"})
+    labels = (torch.rand(3, 5, generator=torch.Generator().manual_seed(0)) > 0.5).double()
+    drawn = {
+        "labelled": (Batch(photos(3), labels, (0, 1, 2)), 3),
+        "unlabelled": (Batch(photos(2, seed=1), torch.full((2, 5), torch.nan), (0, 1)), 2),
+    }
+    parameters = list(classifier.parameters())
+    terms = [
+        supervised_loss(classifier(photos(3)).float(), labels),
+        0.25 * consistency_loss(classifier, photos(2, seed=1))[0],
+    ]
+    apart = [torch.autograd.grad(term, parameters, allow_unused=True) for term in terms]
+    take = Stepper("only", stage, 1, classifier, objectives, World(torch.device("cpu")))
+    take(0, {"supervised": 1.0, "atcon": 0.25}, drawn, False)
+    for parameter, *grads in zip(parameters, *apart, strict=True):
+        expected = sum(torch.zeros_like(parameter) if g is None else g for g in grads)
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
 
 
 def test_alternating_draws_one_objective_a_step(tmp_path: Path) -> None:

@@ -54,6 +54,17 @@ def test_integrated_gradients_are_complete():
     assert errors[1] < errors[0]
 
 
+def test_integrated_gradients_as_published_are_zero():
+    """A softmax over the steps sums to 1 over the steps: nothing to differentiate, a mask of one half."""
+    classifier, images = mini_classifier(), photos(2)
+    _, found = consistency_loss(classifier, images, attribution="ig", samples=5, paper_compat=True)
+    _, meant = consistency_loss(classifier, images, attribution="ig", samples=5)
+    assert found["saliency_mean"].max() < 1e-12 * meant["saliency_mean"].min()
+    torch.testing.assert_close(found["mask"], torch.full_like(found["mask"], 0.5))
+    with pytest.raises(ConfigError, match="6 classes"):
+        consistency_loss(classifier, images, attribution="ig", paper_compat=True)
+
+
 def test_smoothgrad_mask():
     classifier, images = mini_classifier(), photos(2)
     seeded = torch.Generator().manual_seed(3)
@@ -341,7 +352,8 @@ def test_layer_attention_moves_the_inner_layer_into_the_last():
     assert history[-1] < history[0] - 0.05, history
 
 
-def test_random_classes_do_not_depend_on_the_batch():
+@pytest.mark.parametrize("options", [{"target": "random"}, {"control": "random_mask", **STD}], ids=str)
+def test_what_is_drawn_does_not_depend_on_the_batch(options):
     class Part:
         def __init__(self, rows):
             self.rows, self.images, self.targets = rows, photos(6)[list(rows)], torch.ones(len(rows), 5)
@@ -350,7 +362,7 @@ def test_random_classes_do_not_depend_on_the_batch():
             return len(self.rows)
 
     classifier = mini_classifier()
-    objective = OBJECTIVES["atcon"](target="random")
+    objective = OBJECTIVES["atcon"](**options)
     before = torch.get_rng_state()
     whole = num(objective(classifier, Part((0, 3, 5)), 7)["atcon"])
     parts = [num(objective(classifier, Part((row,)), 7)["atcon"]) for row in (5, 0, 3)]
