@@ -11,6 +11,7 @@ import pytest
 
 from tests.data.files import coco_content, write_coco, write_folder, write_image, write_voc, write_wsol
 from tests.data.test_discovery import write_discovery
+from tests.data.test_shards import write_shards
 from tests.data.test_svhn import write_cropped
 from wsod.data import DATASETS, Dataset, open_dataset
 from wsod.errors import ConfigError
@@ -23,6 +24,7 @@ MAKERS = {
     "wsol": lambda root: f"wsol:{write_wsol(root / 'm')},{images(root)}",
     "object-discovery": lambda root: f"object-discovery:{write_discovery(root)}",
     "svhn": lambda root: f"svhn:{write_svhn(root)}",
+    "shards": lambda root: f"shards:{write_shards(root)}",
     "folder": lambda root: (
         f"folder:{write_folder(root, boxes_csv='image,label,x0,y0,x1,y1' + chr(10) + 'a,d,0,0,9,9')}"
     ),

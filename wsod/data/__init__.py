@@ -24,6 +24,7 @@ from wsod.data.download import download
 from wsod.data.export import export
 from wsod.data.folder import Folder
 from wsod.data.shapes import Shapes
+from wsod.data.shards import Shards
 from wsod.data.svhn import Svhn
 from wsod.data.voc import Voc2007, Voc2012
 from wsod.data.wsol import Wsol
@@ -43,7 +44,10 @@ __all__ = [
 
 DATASETS: Registry[type[Dataset]] = Registry(
     "data set",
-    {kind.name: kind for kind in (Shapes, Voc2007, Voc2012, Coco, Wsol, ObjectDiscovery, Svhn, Folder)},
+    {
+        kind.name: kind
+        for kind in (Shapes, Voc2007, Voc2012, Coco, Wsol, ObjectDiscovery, Svhn, Folder, Shards)
+    },
 )
 
 

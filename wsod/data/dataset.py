@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from wsod.data.files import check_regular
+from wsod.data.files import Member, check_regular
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
 from wsod.types import MAX_PIXELS, Sample
@@ -108,14 +109,16 @@ class Dataset(ABC):
         return split
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path | Member) -> Image.Image:
     """The file opened and its size checked, nothing decoded."""
-    check_regular(path, "an image file")
+    if not isinstance(path, Member):
+        check_regular(path, "an image file")
+    source = io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path
     try:
         with warnings.catch_warnings():
             # on sizes (the limit below is the one that counts) and odd metadata
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(source, formats=FORMATS)
     except Exception as error:  # damaged files make Pillow's readers raise almost anything
         raise DataError(path, "a readable image", _first_line(error)) from error
     if image.width * image.height > MAX_PIXELS:
@@ -125,7 +128,7 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _decode(image: Image.Image, path: Path) -> None:
+def _decode(image: Image.Image, path: Path | Member) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -139,7 +142,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _as_rgb(image: Image.Image, path: Path, exif: bool) -> Image.Image:
+def _as_rgb(image: Image.Image, path: Path | Member, exif: bool) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(image) if exif else image
         if "transparency" in upright.info:
@@ -149,11 +152,13 @@ def _as_rgb(image: Image.Image, path: Path, exif: bool) -> Image.Image:
         raise DataError(path, "EXIF data and colours that can be read", _first_line(error)) from error
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None, *, exif: bool = False) -> Image.Image:
+def read_image(
+    path: Path | Member, size: tuple[int, int] | None = None, *, exif: bool = False
+) -> Image.Image:
     """An image file as RGB.
 
     Args:
-        path: any format Pillow reads.
+        path: any format Pillow reads; it may lie within a tar.
         size: the (height, width) it must have.
         exif: turn the image upright as its EXIF orientation says. For photos without annotations only:
             VOC's, COCO's and the WSOL benchmark's coordinates are in stored pixels.
@@ -175,7 +180,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None, *, exif: bool = 
     return rgb
 
 
-def image_size(path: Path, *, exif: bool = False) -> tuple[int, int]:
+def image_size(path: Path | Member, *, exif: bool = False) -> tuple[int, int]:
     """(height, width) from the file's header."""
     with _open(path) as image:
         try:
@@ -185,7 +190,7 @@ def image_size(path: Path, *, exif: bool = False) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+def read_labels(path: Path | Member, size: tuple[int, int]) -> NDArray[np.uint8]:
     """(height, width) values of a mask file: palette indices or grey levels.
 
     Raises:

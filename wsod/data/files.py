@@ -7,18 +7,66 @@ import json
 import math
 import stat
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsod.errors import DataError
 
-__all__ = ["MAX_CLASSES", "check_regular", "finite", "inside", "read_bytes", "read_json", "read_lines"]
+__all__ = [
+    "MAX_CLASSES",
+    "Member",
+    "check_regular",
+    "finite",
+    "inside",
+    "read_bytes",
+    "read_json",
+    "read_lines",
+]
 
 MAX_CLASSES = 1_000_000
 """Labels from this on are refused: a table a class would not fit."""
 
 MAX_UNPACKED = 1 << 28
 """Bytes a gzipped list may unpack to: a small file can hold any number."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file within a file, such as a tar's.
+
+    Args:
+        path: the outer file.
+        name: of the inner one.
+        start: its first byte in the outer one.
+        size: its bytes.
+    """
+
+    path: Path
+    name: str
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.name}"
+
+    def read_bytes(self) -> bytes:
+        """What it holds.
+
+        Raises:
+            DataError: naming it, where that is too much or cannot be read.
+        """
+        if self.size > MAX_UNPACKED:
+            raise DataError(self, f"at most {MAX_UNPACKED} bytes", self.size)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                content = file.read(self.size)
+        except OSError as error:
+            raise DataError(self, "a readable file", error) from error
+        if len(content) != self.size:
+            raise DataError(self, f"{self.size} bytes", len(content), "The file around it is cut short.")
+        return content
 
 
 def check_regular(path: Path, what: str) -> None:
@@ -37,7 +85,7 @@ def check_regular(path: Path, what: str) -> None:
         raise DataError(path, what, "a folder" if stat.S_ISDIR(mode) else "a pipe or device")
 
 
-def read_bytes(path: Path, what: str) -> bytes:
+def read_bytes(path: Path | Member, what: str) -> bytes:
     """All of a file, a gzipped one unpacked.
 
     Args:
@@ -47,6 +95,8 @@ def read_bytes(path: Path, what: str) -> bytes:
     Raises:
         DataError: where it is missing, no ordinary file, cannot be read or unpacks to too much.
     """
+    if isinstance(path, Member):
+        return path.read_bytes()
     check_regular(path, what)
     try:
         if path.suffix != ".gz":
@@ -60,7 +110,7 @@ def read_bytes(path: Path, what: str) -> bytes:
     return content
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path | Member) -> list[str]:
     """The non-empty lines of a text file (gzipped ones too), stripped.
 
     Raises:
@@ -73,7 +123,7 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | Member) -> Any:
     """The value a JSON file holds.
 
     Raises:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.data.dataset import read_labels
+from wsod.data.files import Member
 from wsod.errors import DataError
 from wsod.types import InstanceMasks
 
@@ -50,12 +51,12 @@ class PngMasks(SemanticMasks):
         classes: number of classes.
     """
 
-    path: Path
+    path: Path | Member
     size: tuple[int, int]
     classes: int
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Path | Member, ...]:
         """All that class masks are read from."""
         return (self.path,)
 
