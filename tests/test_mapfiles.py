@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from wsod.errors import DataError, MapError, OutputError
 from wsod.mapfiles import find_map_file, read_maps, write_maps
-from wsod.store import MapStore, expand_map_folders
+from wsod.store import MANY, MapStore, expand_map_folders
 from wsod.types import AttentionMaps, Sample
 
 SAMPLE = Sample(
@@ -156,6 +157,56 @@ def test_store_round_trip(tmp_path: Path) -> None:
     assert expand_map_folders(str(tmp_path)) == [tmp_path / "gradcam"]
     assert expand_map_folders(str(tmp_path / "gradcam")) == [tmp_path / "gradcam"]
     assert expand_map_folders("gradcam") == []
+
+
+def test_a_store_of_many_images_spreads_its_files(tmp_path: Path) -> None:
+    """And goes on where a smaller one had begun: both places are looked at."""
+    made = {"maps": "gradcam"}
+    small = MapStore(tmp_path, 20, images=MANY)
+    small.begin(made)
+    small.write(AttentionMaps("a/1", (2, 2), [0], np.ones((1, 2, 2))))
+    small.commit()
+    large = MapStore(tmp_path, 20, images=MANY + 1)
+    large.begin(made)
+    assert large.has("a/1")
+    large.write(AttentionMaps("a/2", (2, 2), [0], np.ones((1, 2, 2))))
+    large.commit()
+    first = hashlib.sha256(b"a/2").hexdigest()[:3]
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.npz")}
+    assert files == {"a/1.npz", f"{first}/a/2.npz"}
+    for store in (MapStore(tmp_path, 20), MapStore(tmp_path, 20, images=MANY + 1)):
+        for name in ("a/1", "a/2"):
+            assert store.read(Sample(name, None, (2, 2))).values.shape == (1, 2, 2)
+    for path, name in ((tmp_path / "a/1.npz", "a/1"), (tmp_path / first / "a/2.npz", "a/2")):
+        path.write_bytes(b"damaged")
+        assert not large.has(name)
+        assert large.damaged.pop() == path
+
+
+def test_several_write_one_store(tmp_path: Path) -> None:
+    """Each its own list; lists of other maps, which a killed run left, do not count."""
+
+    def one(name: str, rank: int) -> None:
+        store = MapStore(tmp_path, 20, rank=rank)
+        store.write(AttentionMaps(name, (2, 2), [0], np.ones((1, 2, 2))))
+        store.commit()
+
+    MapStore(tmp_path, 20).begin({"maps": "old"})
+    one("old", 3)
+    left = (tmp_path / "files.3.jsonl").read_bytes()
+    MapStore(tmp_path, 20).begin({"maps": "new"}, anew=True)
+    assert not (tmp_path / "files.3.jsonl").exists()
+    (tmp_path / "files.3.jsonl").write_bytes(left)
+    for rank in range(3):
+        one(f"new{rank}", rank)
+    with (tmp_path / "files.2.jsonl").open("ab") as file:
+        file.write(b'{"new3": "half a li')
+    names = ["new0", "new1", "new2"]
+    store = MapStore(tmp_path, 20)
+    assert [name for name in (*names, "new3", "old") if store.has(name)] == names
+    store.finish({})
+    assert sorted(path.name for path in tmp_path.glob("files*")) == ["files.jsonl"]
+    assert all(MapStore(tmp_path, 20).has(name) for name in names)
 
 
 def test_store_stays_inside_its_folder(tmp_path: Path) -> None:
