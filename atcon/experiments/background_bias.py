@@ -27,44 +27,37 @@ from wsod.registry import Registry
 __all__ = ["METHODS", "BackgroundBias"]
 
 COMMON: Mapping[str, Any] = {
-    "epochs": 10.0,
+    "steps": 600,
     "batch": 32,
-    "lr": 2e-3,
+    "lr": 3e-3,
     "schedule": "cosine",
     "warmup": 30,
     "clip": 1.0,
     "evaluate_every": 1_000_000,
     "select": "last",
 }
-# methods that are made to refine a trained classifier do so, from `plain`
-REFINED: Mapping[str, Any] = {"epochs": 3.0, "lr": 2e-4, "warmup": 0, "batch_norm": "frozen"}
+# every method begins as plain training does, and what it adds counts from here on
+ADDED: Mapping[str, Any] = {"ramp": [80, 120]}
 
 METHODS: Registry[Mapping[str, Any]] = Registry(
     "way to train",
     {
         "plain": {"objectives": {"supervised": {}}},
-        "isnet": {
-            "epochs": 20.0,
-            "objectives": {"isnet": {"p": 0.5, "decay": 1.0, "energy": 0.1}},
-        },
-        "rrr": {
-            "batch_norm": "mixed",
-            "objectives": {"supervised": {}, "rrr": {"weight": 1.0, "ramp": [30, 60]}},
-        },
-        "gain": {**REFINED, "objectives": {"supervised": {}, "gain": {}}},
-        "cam-loss": {"objectives": {"supervised": {}, "cam_loss": {"weight": 3.0, "ramp": [90, 120]}}},
+        "isnet": {"objectives": {"isnet": {"p": 0.8, "p_ramp": [80, 81], "decay": 1.0, "energy": 0.03}}},
+        "rrr": {"batch_norm": "mixed", "objectives": {"supervised": {}, "rrr": {"weight": 10.0, **ADDED}}},
+        "gain": {"batch_norm": "mixed", "objectives": {"supervised": {}, "gain": {"weight": 1.0, **ADDED}}},
+        "cam-loss": {"objectives": {"supervised": {}, "cam_loss": {"weight": 3.0, **ADDED}}},
         "atcon": {
-            **REFINED,
+            "batch_norm": "mixed",
             "objectives": {
                 "supervised": {},
-                "atcon": {"weight": 0.3, "mask_scale": "std", "mask_slope": 4.0},
+                "atcon": {"weight": 0.3, "mask_scale": "std", "mask_slope": 4.0, **ADDED},
             },
         },
     },
 )
-"""Stages by name, beside `COMMON`. GAIN and ATCON go on from `plain`."""
+"""Stages by name, beside `COMMON`: all of the same length, from random weights."""
 
-FROM_PLAIN = ("gain", "atcon")
 SETS = ("match", "random", "deceive")
 LRP = "lrp:first=zb"
 
@@ -84,6 +77,8 @@ class BackgroundBias(Experiment):
         train: what each of them sets otherwise.
         images: training images.
         tested: images of each test set.
+        split: which split these are of; settings are chosen on `val`.
+        arch: the network, from random weights.
         size: side of the classifier's input.
     """
 
@@ -100,12 +95,14 @@ class BackgroundBias(Experiment):
         Measure("seconds", "s a step", percent=False),
     )
 
-    data: str = "shapes:simple=true,size=48"
+    data: str = "shapes:simple=true,kinds=4,upright=true,size=48"
     bias: float = 1.0
     methods: tuple[str, ...] = ("plain", "isnet", "rrr", "gain", "cam-loss", "atcon")
     train: dict[str, dict[str, Any]] = field(default_factory=dict)
     images: int = 800
     tested: int = 200
+    split: str = "test"
+    arch: str = "tinynet"
     size: int = 32
 
     def __post_init__(self) -> None:
@@ -118,7 +115,7 @@ class BackgroundBias(Experiment):
                 View(
                     cue,
                     self._spec(self.bias, self.tested, cue),
-                    "test",
+                    self.split,
                     maps=(LRP, "gradcam"),
                     config="quantus",
                     metrics=("attribution_localization", "pointing_game"),
@@ -126,7 +123,7 @@ class BackgroundBias(Experiment):
                 )
                 for cue in SETS
             ),
-            View("masks", self._spec(self.bias, self.tested, "random"), "test", metrics=("mask_iou",)),
+            View("masks", self._spec(self.bias, self.tested, "random"), self.split, metrics=("mask_iou",)),
         )
         arms = [Arm("unbiased", partial(self._config, "plain", 0.0), views)]
         return (
@@ -143,9 +140,7 @@ class BackgroundBias(Experiment):
         return f"{self.data}{',' if ':' in self.data else ':'}{settings}"
 
     def _config(self, method: str, bias: float, seed: int, home: Path) -> FinetuneConfig:
-        model: dict[str, Any] = {"arch": "smallnet", "size": self.size}
-        if method in FROM_PLAIN:
-            model = {"weights": str(home / "plain" / "ft.pt")}
+        model = {"arch": self.arch, "size": self.size}
         body = merge(merge(COMMON, METHODS[method]), self.train.get(method, {}))
         data = {"spec": self._spec(bias, self.images, "match"), "val_images": 32}
         table = {"data": data, "model": model, "stages": {method: body}, "seed": seed}

@@ -101,10 +101,13 @@ def test_test_sets_are_the_same_scenes_with_another_cue() -> None:
         assert scenes["deceive"].cue not in scenes["deceive"].labels
     train = BackgroundBias(bias=0.9).arms()
     configs = {arm.name: arm.config(3, Path("home")) for arm in train if arm.config is not None}
-    assert configs["unbiased"].data.spec == "shapes:simple=true,size=48,bias=0.125,cue=match,count=800"
-    assert configs["plain"].data.spec == "shapes:simple=true,size=48,bias=0.9,cue=match,count=800"
-    assert configs["gain"].model.weights == "home/plain/ft.pt"
+    data = "shapes:simple=true,kinds=4,upright=true,size=48"
+    assert configs["unbiased"].data.spec == f"{data},bias=0.25,cue=match,count=800"
+    assert configs["plain"].data.spec == f"{data},bias=0.9,cue=match,count=800"
+    lengths = {stage.steps for config in configs.values() for stage in config.stages.values()}
+    assert lengths == {600}
     assert configs["isnet"].seed == 3
+    assert {view.split for view in BackgroundBias(split="val").arms()[0].views} == {"val"}
     with pytest.raises(ConfigError, match="isnet"):
         BackgroundBias(methods=("plain", "isnett"))
 

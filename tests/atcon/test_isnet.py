@@ -526,6 +526,21 @@ def test_cuts_are_tuned_once_and_kept_when_a_run_goes_on(tmp_path: Path) -> None
     assert one["supervision"] == ["image labels", "masks"]
 
 
+def test_p_rises_from_plain_training() -> None:
+    classifier, targets = mini_classifier(), torch.tensor([1, 0])
+    masks = torch.zeros(2, len(CLASSES), 96, 96, dtype=torch.bool)
+    masks[0, 1], masks[1, 0] = left(2)
+    batch = Batch(photos(2), targets, (4, 7), masks=masks)
+    ramped = ISNet(p=0.8, p_ramp=(10, 20), decay=0.9)
+    plain = ramped(classifier, batch, 10)
+    assert torch.equal(plain["isnet"], F.cross_entropy(classifier(batch.images), targets))
+    for step, p in ((15, 0.4), (20, 0.8), (500, 0.8)):
+        found, expected = (x(classifier, batch, step)["isnet"] for x in (ramped, ISNet(p=p, decay=0.9)))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    with pytest.raises(ConfigError, match="p_ramp"):
+        ISNet(p_ramp=(5, 5))
+
+
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("densenet121", marks=pytest.mark.slow)])
 def test_what_was_trained_is_a_plain_torchvision_network(name: str, tmp_path: Path) -> None:
     """Nothing of the method is left at test time: the weights fit torchvision's class, with equal logits."""

@@ -125,6 +125,24 @@ def test_simple_scenes_have_one_object_and_one_class() -> None:
         assert not np.array_equal(scene.pixels, other.pixels)
 
 
+def test_fewer_kinds_and_upright_objects() -> None:
+    dataset = Shapes("val", simple=True, kinds=3, upright=True, bias=1.0, cue="deceive", size=48, count=40)
+    assert dataset.classes == tuple(CLASSES)[:3]
+    scenes = [dataset.scene(index) for index in range(40)]
+    assert {scene.labels[0] for scene in scenes} == {scene.cue for scene in scenes} == {0, 1, 2}
+    assert all(scene.cue != scene.labels[0] for scene in scenes)
+    # an upright square fills its box; a turned one cannot
+    squares = [scene for scene in scenes if scene.labels == (1,)]
+    filled = []
+    for scene in squares:
+        x0, y0, x1, y1 = scene.boxes()[0].astype(int)
+        filled.append((scene.instances[y0:y1, x0:x1] > 0).mean())
+    assert len(squares) > 5
+    assert min(filled) > 0.95
+    with pytest.raises(ConfigError, match="kinds"):
+        Shapes("val", kinds=9)
+
+
 def test_cue_rules_outside_of_training() -> None:
     plain, base = Shapes("test", size=64), Shapes("test", bias=1.0, size=64, count=120)
     scenes = {

@@ -86,13 +86,16 @@ class Shapes(Dataset):
             be drawn not at all (`none`).
         simple: one large object near the middle and no clutter, learned from 1000 images of 48 px in half a
             minute; the task is `multiclass` then.
+        kinds: number of classes, the first of the eight.
+        upright: no object is turned, so that a texture always runs the same way: easier to learn.
         size: sides are drawn from size to 5/4 size, in pixels.
         count: number of images instead of the split's own.
     """
 
     name: ClassVar[str] = "shapes"
     usage: ClassVar[str] = (
-        "shapes[:seed=0,bias=0.0,cue=match|random|deceive|none,simple=false,size=128,count=N]"
+        "shapes[:seed=0,bias=0.0,cue=match|random|deceive|none,simple=false,kinds=8,upright=false,"
+        "size=128,count=N]"
     )
     default_split: ClassVar[str] = "test"
 
@@ -101,23 +104,27 @@ class Shapes(Dataset):
     bias: float = 0.0
     cue: Literal["match", "random", "deceive", "none"] = "match"
     simple: bool = False
+    kinds: int = len(CLASSES)
+    upright: bool = False
     size: int = 128
     count: int | None = None
     spec: str = field(default="shapes", init=False)
 
     def __post_init__(self) -> None:
-        self.classes, self.splits = tuple(CLASSES), tuple(SPLITS)
+        self.splits = tuple(SPLITS)
         self.task = "multiclass" if self.simple else "multilabel"
         self.split = self._known_split(self.split)
         count = SPLITS[self.split] if self.count is None else self.count
         for name, value, low, high in (
             ("seed", self.seed, 0, 2**63 - 1),
             ("bias", self.bias, 0, 1),
+            ("kinds", self.kinds, 2, len(CLASSES)),
             ("size", self.size, 48, 1024),
             ("count", count, 1, 1_000_000),
         ):
             if not low <= value <= high:
                 raise ConfigError(f"shapes: {name}", f"a value from {low} to {high}", value)
+        self.classes = tuple(CLASSES)[: self.kinds]
         self.ids = tuple(f"{self.split}_{index:05d}" for index in range(count))
         self._kept: dict[int, Scene] = {}
         self._last: tuple[int, Scene] | None = None
@@ -158,7 +165,7 @@ class Shapes(Dataset):
         key = (self.seed, list(SPLITS).index(self.split), index)
         draw, side = Draw(*key, 0), self.size
         height, width = (side + draw.integer(side // 4 + 1) for _ in range(2))
-        main = draw.integer(len(CLASSES))
+        main = draw.integer(self.kinds)
         canvas = Canvas(height, width)
         _background(canvas, draw, side)
         # a stream of its own: bias and cue leave everything else of the scene as it is
@@ -167,15 +174,50 @@ class Shapes(Dataset):
             _paint_cue(canvas, Draw(*key, 2), cue, side)
         for _ in range(0 if self.simple else 1 + draw.integer(4)):
             _distractor(canvas, draw, side)
-        return _objects(canvas, draw, side, main, cue, self.simple)
+        return self._objects(canvas, draw, main, cue)
 
     def _cue(self, draw: Draw, main: int) -> int | None:
         if not self.bias:
             return None
-        other = (main + 1 + draw.integer(len(CLASSES) - 1)) % len(CLASSES)
-        anyone, agree = draw.integer(len(CLASSES)), draw() < self.bias
+        other = (main + 1 + draw.integer(self.kinds - 1)) % self.kinds
+        anyone, agree = draw.integer(self.kinds), draw() < self.bias
         rule = "match" if self.split == "train" else self.cue
         return {"match": main if agree else other, "random": anyone, "deceive": other, "none": None}[rule]
+
+    def _objects(self, canvas: Canvas, draw: Draw, main: int, cue: int | None) -> Scene:
+        """The objects painted one over the other, and the truth of what stays visible."""
+        names, side = self.classes, self.size
+        wanted = 1 if self.simple else 1 + (draw() < 0.5) + (draw() < 0.4)
+        least, spread, margin, pixels = (0.22, 0.2, 0.25, 0) if self.simple else (0.12, 0.24, 0.08, 200)
+        instances = np.zeros((canvas.height, canvas.width), np.uint8)
+        labels: list[int] = []
+        areas: list[int] = []
+        for n in range(wanted):
+            label = main if n == 0 or draw() < 0.25 else draw.integer(len(names))
+            for _ in range(6):
+                x, y = draw(margin, 1 - margin), draw(margin, 1 - margin)
+                centre = (x * canvas.width, y * canvas.height)
+                radius = (least + spread * draw() * (0.4 + 0.6 * draw())) * side
+                turn, aspect = draw.turn(), draw(0.8, 1.25)
+                turn = (1.0, 0.0) if self.upright else turn
+                stamp = Stamp.place(canvas, OUTLINES[names[label]], centre, radius, turn, aspect)
+                solid = stamp.cover > 0.5
+                proposal = instances.copy()
+                proposal[stamp.window][solid] = len(labels) + 1
+                seen = np.bincount(proposal.ravel(), minlength=len(labels) + 2)[1:]
+                if (seen >= np.array([*areas, stamp.area]) * (LEAST_VISIBLE if n else 0.5)).all():
+                    break
+            else:
+                if n:
+                    continue
+            instances = proposal
+            labels.append(label)
+            areas.append(stamp.area)
+            canvas.mix(stamp.cover, _texture(stamp, CLASSES[names[label]], draw, side), stamp.window)
+        canvas.grain(draw, draw(0.03, 0.12))
+        seen = np.bincount(instances.ravel(), minlength=len(labels) + 1)[1:]
+        difficult = tuple(bool(s < 0.55 * a or s < pixels) for s, a in zip(seen, areas, strict=True))
+        return Scene(canvas.bytes(), instances, tuple(labels), difficult, cue)
 
 
 def _background(canvas: Canvas, draw: Draw, side: int) -> None:
@@ -242,37 +284,3 @@ def _paint_cue(canvas: Canvas, draw: Draw, label: int, side: int) -> None:
     diagonal = (x + y if label < 4 else x - y) * step
     bright = np.float32(0.55) + np.float32(0.4) * (diagonal - np.floor(diagonal) < 0.5)
     canvas.mix(cover * np.float32(0.85), hue(label / len(CLASSES), 0.75, 1.0) * bright[..., None])
-
-
-def _objects(canvas: Canvas, draw: Draw, side: int, main: int, cue: int | None, simple: bool) -> Scene:
-    """The objects painted one over the other, and the truth of what stays visible."""
-    names = list(CLASSES)
-    wanted = 1 if simple else 1 + (draw() < 0.5) + (draw() < 0.4)
-    least, spread, margin, pixels = (0.22, 0.2, 0.25, 0) if simple else (0.12, 0.24, 0.08, 200)
-    instances = np.zeros((canvas.height, canvas.width), np.uint8)
-    labels: list[int] = []
-    areas: list[int] = []
-    for n in range(wanted):
-        label = main if n == 0 or draw() < 0.25 else draw.integer(len(names))
-        for _ in range(6):
-            x, y = draw(margin, 1 - margin), draw(margin, 1 - margin)
-            centre = (x * canvas.width, y * canvas.height)
-            radius = (least + spread * draw() * (0.4 + 0.6 * draw())) * side
-            stamp = Stamp.place(canvas, OUTLINES[names[label]], centre, radius, draw.turn(), draw(0.8, 1.25))
-            solid = stamp.cover > 0.5
-            proposal = instances.copy()
-            proposal[stamp.window][solid] = len(labels) + 1
-            seen = np.bincount(proposal.ravel(), minlength=len(labels) + 2)[1:]
-            if (seen >= np.array([*areas, stamp.area]) * (LEAST_VISIBLE if n else 0.5)).all():
-                break
-        else:
-            if n:
-                continue
-        instances = proposal
-        labels.append(label)
-        areas.append(stamp.area)
-        canvas.mix(stamp.cover, _texture(stamp, CLASSES[names[label]], draw, side), stamp.window)
-    canvas.grain(draw, draw(0.03, 0.12))
-    seen = np.bincount(instances.ravel(), minlength=len(labels) + 1)[1:]
-    difficult = tuple(bool(s < 0.55 * a or s < pixels) for s, a in zip(seen, areas, strict=True))
-    return Scene(canvas.bytes(), instances, tuple(labels), difficult, cue)

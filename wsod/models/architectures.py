@@ -164,8 +164,8 @@ def _torchvision(name: str) -> Architecture:
     )
 
 
-def _build_smallnet(classes: int, size: int) -> nn.Module:
-    return SmallNet(classes)
+def _build_smallnet(width: int, classes: int, size: int) -> nn.Module:
+    return SmallNet(classes, width)
 
 
 def _build_cifarvgg(attention: bool, classes: int, size: int) -> nn.Module:
@@ -178,7 +178,10 @@ ARCHITECTURES: Registry[Architecture] = Registry(
     "architecture",
     {name: _torchvision(name) for name in _known}
     | {
-        "smallnet": Architecture("smallnet", _build_smallnet, "blocks", partial(Preprocess, 128)),
+        "smallnet": Architecture(
+            "smallnet", partial(_build_smallnet, 32), "blocks", partial(Preprocess, 128)
+        ),
+        "tinynet": Architecture("tinynet", partial(_build_smallnet, 16), "blocks", partial(Preprocess, 64)),
         "cifarvgg": Architecture(
             "cifarvgg", partial(_build_cifarvgg, False), "features", partial(Preprocess, 32)
         ),
