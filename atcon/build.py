@@ -122,11 +122,11 @@ def make_objectives(
                 "It differentiates gradients of the network, which a compiled graph does not allow twice.",
             )
         for need in sorted(objective.requires):
-            if need == "second_order" and normalised and stage.batch_norm == "train":
+            if need == "second_order" and normalised and stage.batch_norm in ("train", "trunk"):
                 raise ConfigError(
                     f"stage {name}, objective {key}",
                     "batch_norm = 'frozen' or 'mixed'",
-                    "'train'",
+                    repr(stage.batch_norm),
                     "It differentiates image by image, and batch statistics mix the images.",
                 )
             if need != "second_order" and need not in offered:
@@ -165,11 +165,23 @@ def make_optimiser(stage: StageConfig, classifier: Classifier) -> torch.optim.Op
     return torch.optim.AdamW(groups, weight_decay=stage.weight_decay)
 
 
+def _trunk(classifier: nn.Module) -> nn.Module:
+    """What came with the architecture: all, where the head is the network's own."""
+    network = getattr(classifier, "network", classifier)
+    return network.trunk if isinstance(network, HeadNetwork) else network
+
+
 def set_mode(classifier: nn.Module, stage: StageConfig, needs: frozenset[str]) -> None:
     """Training mode, batch norm as the stage wants it for an objective of these needs."""
-    frozen: Mapping[str, bool] = {"train": False, "frozen": True, "mixed": "second_order" in needs}
+    frozen: Mapping[str, nn.Module | None] = {
+        "train": None,
+        "frozen": classifier,
+        "mixed": classifier if "second_order" in needs else None,
+        "trunk": _trunk(classifier),
+    }
     classifier.train()
-    if frozen[stage.batch_norm]:
-        for module in classifier.modules():
+    part = frozen[stage.batch_norm]
+    if part is not None:
+        for module in part.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()

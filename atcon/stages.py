@@ -59,7 +59,8 @@ class StageConfig:
         warmup: steps over which the learning rate rises linearly.
         clip: largest gradient norm; 0 = not clipped.
         batch_norm: `train` (batch statistics); `frozen` (running statistics, affine still trained); `mixed`:
-            frozen for objectives that need independent images, `train` for the others.
+            frozen for objectives that need independent images, `train` for the others; `trunk`: frozen in the
+            trunk, `train` in what a head of its own adds to it.
         amp: `bf16` runs the network under autocast; `off`.
         channels_last: memory layout of network and images.
         compile: run the network through `torch.compile`; refused for objectives that differentiate gradients.
@@ -81,7 +82,7 @@ class StageConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
     clip: float = 0.0
-    batch_norm: Literal["train", "frozen", "mixed"] = "train"
+    batch_norm: Literal["train", "frozen", "mixed", "trunk"] = "train"
     amp: Literal["off", "bf16"] = "off"
     channels_last: bool = False
     compile: bool = False

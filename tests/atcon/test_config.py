@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from atcon.build import set_mode
 from atcon.config import config_from_tables, load_config, recipes
+from atcon.stages import StageConfig, TermConfig
 from wsod.config import dump_toml, read_toml
 from wsod.errors import ConfigError
+from wsod.models import build_classifier
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -101,3 +105,13 @@ def test_unknown_recipe_and_broken_file(tmp_path: Path) -> None:
     (tmp_path / "empty.toml").write_text("")
     with pytest.raises(ConfigError, match="stages"):
         load_config(tmp_path / "empty.toml")
+
+
+@pytest.mark.parametrize(("head", "trained"), [("linear", set()), ("lfi", {"attention"})])
+def test_batch_norm_of_the_trunk_alone_may_be_frozen(head: str, trained: set[str]) -> None:
+    classifier = build_classifier("smallnet", list("ab"), head=head, size=32)
+    set_mode(classifier, StageConfig({"supervised": TermConfig()}, batch_norm="trunk"), frozenset())
+    norms = {name: m for name, m in classifier.network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert {name.split(".")[0] for name, module in norms.items() if module.training} == trained
+    assert classifier.training
+    assert any(not module.training for module in norms.values())
