@@ -138,8 +138,9 @@ def test_other_map_methods_work_on_them(head, name):
     classifier, x = make("smallnet", head), images(2)
     if name == "lrp" or (head, name) in REFUSED:
         # these pass relevance back by rules of layers, and a head has others; said, with what to use instead
-        with pytest.raises(ModelError, match="Use gradient or gradcam"):
+        with pytest.raises(ModelError, match="Use gradient or gradcam") as refusal:
             attention_maps(classifier, x, [0, 1], [name])
+        assert name != "lrp" or f"with the head {head}" in str(refusal.value)
         return
     assert torch.isfinite(attention_maps(classifier, x, [0, 1], [name]).maps[name]).all()
 

@@ -373,11 +373,18 @@ def relevance_mode(tape: Tape, method: str) -> RelevanceMode:
     unknown = mode.others + mode.gates
     if unknown or not mode.calls:
         found = ", ".join(f"{n} calls of {name}" for name, n in unknown.items())
+        where, hint = tape.classifier.arch, "Use gradient or gradcam; for a transformer, transmm."
+        if tape.classifier.head != "linear":
+            where += f" with the head {tape.classifier.head}"
+            hint = (
+                "The head weighs features by what it computed from the same image, and no rule says which factor of "
+                "a product relevance is due to. Use gradient or gradcam, or attention, the head's own map."
+            )
         raise ModelError(
-            f"{tape.classifier.arch}, {method}",
+            f"{where}, {method}",
             "a network of convolutions, fully connected layers, batch norms, ReLUs and poolings",
             found or "no ReLU call",
-            "Use gradient or gradcam; for a transformer, transmm.",
+            hint,
         )
     return mode
 
