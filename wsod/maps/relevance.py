@@ -377,8 +377,8 @@ def relevance_mode(tape: Tape, method: str) -> RelevanceMode:
         if tape.classifier.head != "linear":
             where += f" with the head {tape.classifier.head}"
             hint = (
-                "The head weighs features by what it computed from the same image, and no rule says which factor of "
-                "a product relevance is due to. Use gradient or gradcam, or attention, the head's own map."
+                "The head weighs features by what it computed from the same image, and no rule says which "
+                "factor of a product relevance is due to. Use gradient or gradcam, or the head's own attention."
             )
         raise ModelError(
             f"{where}, {method}",
