@@ -378,7 +378,7 @@ def relevance_mode(tape: Tape, method: str) -> RelevanceMode:
             where += f" with the head {tape.classifier.head}"
             hint = (
                 "The head weighs features by what it computed from the same image, and no rule says which "
-                "factor of a product relevance is due to. Use gradient or gradcam, or the head's own attention."
+                "factor of a product relevance is due to. Use gradient or gradcam, or attention, its own."
             )
         raise ModelError(
             f"{where}, {method}",
