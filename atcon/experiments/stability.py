@@ -47,6 +47,9 @@ class Stability(HeadExperiment):
         settings: what each training sets otherwise than the first; empty = other batch size, learning rate
             and weight decay, one at a time.
         options: of a head, by its name.
+        others: maps of the network's own head that are scored beside CAM, for comparison: the main component
+            of its features, which knows no class and needs no training of its own, and a Gaussian that is the
+            same for every image.
         frame: side, in pixels, maps are compared at.
     """
 
@@ -62,6 +65,7 @@ class Stability(HeadExperiment):
     heads: tuple[str, ...] = ("linear", "lfi", "abn")
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    others: tuple[str, ...] = ("eigencam", "center")
     frame: int = 64
 
     def __post_init__(self) -> None:
@@ -75,22 +79,34 @@ class Stability(HeadExperiment):
     def _settings(self) -> Mapping[str, Mapping[str, Any]]:
         return self.settings or SETTINGS
 
+    def _rows(self) -> dict[str, tuple[str, str]]:
+        """Head and maps by row."""
+        rows = {head: (head, self.own(head)) for head in self.heads}
+        if "linear" in self.heads:
+            rows |= {f"linear, {maps}": ("linear", maps) for maps in self.others}
+        return rows
+
     def arms(self) -> tuple[Arm, ...]:
         return tuple(
-            Arm(f"{head}-{setting}", partial(self._config, head, setting), (self._view(head),))
+            Arm(
+                f"{head}-{setting}",
+                partial(self._config, head, setting),
+                tuple(self._view(row) for row, (other, _) in self._rows().items() if other == head),
+            )
             for head in self.heads
             for setting in self._settings()
         )
 
-    def _view(self, head: str) -> View:
+    def _view(self, row: str) -> View:
+        head, maps = self._rows()[row]
         return View(
-            "test",
+            "test" if row == head else f"test-{maps}",
             self.data,
             self.test,
             self.images,
-            (self.own(head),),
+            (maps,),
             metrics=tuple(NAMED.values()),
-            predictions=True,
+            predictions=row == head,
             save_maps=True,
         )
 
@@ -98,22 +114,24 @@ class Stability(HeadExperiment):
         return self.trained(seed, head, self.options.get(head, {}), train=self._settings()[setting])
 
     def read(self, folder: Path) -> Mapping[str, Mapping[str, Reading]]:
-        return {head: self._readings(folder, head) for head in self.heads}
+        return {row: self._readings(folder, row) for row in self._rows()}
 
-    def _readings(self, folder: Path, head: str) -> dict[str, Reading]:
-        maps = self.own(head)
-        views = [folder / f"{head}-{setting}" / "test" for setting in self._settings()]
-        return {
-            "iou": map_iou(views, maps, (self.frame, self.frame)),
-            "accuracy": _mean([accuracy(view) for view in views]),
-            **{
-                key: _mean([scores_of(view, metric, maps) for view in views]) for key, metric in NAMED.items()
-            },
+    def _readings(self, folder: Path, row: str) -> dict[str, Reading]:
+        head, maps = self._rows()[row]
+        views = [folder / f"{head}-{setting}" / self._view(row).name for setting in self._settings()]
+        found: dict[str, Reading] = {
+            key: _mean([scores_of(view, metric, maps) for view in views]) for key, metric in NAMED.items()
         }
+        found["iou"] = map_iou(views, maps, (self.frame, self.frame))
+        if row == head:
+            found["accuracy"] = _mean([accuracy(view) for view in views])
+        return found
 
     def contrasts(self) -> tuple[tuple[str, str], ...]:
-        """Every head against every one before it."""
-        return tuple((b, a) for i, b in enumerate(self.heads) for a in self.heads[:i])
+        """Every head against every one before it, and against the other maps."""
+        others = [row for row in self._rows() if row not in self.heads]
+        pairs = [(b, a) for i, b in enumerate(self.heads) for a in self.heads[:i]]
+        return tuple(pairs + [(head, row) for head in self.heads for row in others])
 
 
 def _mean(readings: list[Cases]) -> Cases:

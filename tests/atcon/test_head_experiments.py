@@ -82,7 +82,10 @@ ROWS = {
         {"heads": ["linear", "calm"]},
         {"center", "linear", "linear, gradcam", "calm", "calm, gradcam"},
     ),
-    "stability": ({"heads": ["linear", "lfi"], "settings": {"a": {}, "b": {"lr": 1e-4}}}, {"linear", "lfi"}),
+    "stability": (
+        {"heads": ["linear", "lfi"], "settings": {"a": {}, "b": {"lr": 1e-4}}, "others": ["center"]},
+        {"linear", "lfi", "linear, center"},
+    ),
     "ltpa": ({"variants": {"pc": {}}}, {"none", "pc"}),
 }
 
