@@ -45,7 +45,7 @@ def merge_groups(boxes: Array, merge_iou: float) -> tuple[Array, NDArray[np.int6
         for start in range(0, len(boxes), ROWS):
             rows, columns = np.nonzero(iou(boxes[start : start + ROWS], boxes) > merge_iou)
             pairs.append((rows + start, columns))
-        first, second = np.concatenate(pairs, axis=1)
+        first, second = np.concatenate(pairs, axis=1).astype(np.int32)  # what csgraph counts with
         graph = coo_array((np.ones(len(first)), (first, second)), (len(boxes),) * 2)
         count, parts = connected_components(graph, directed=False)
         if count == len(boxes):
