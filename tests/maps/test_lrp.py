@@ -56,7 +56,7 @@ def test_the_residual_network_holds_what_it_is_for():
     assert (kept["norms.2"] < 0).any()
 
 
-@pytest.mark.parametrize("epsilon", [1e-2, 1e-1])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-2, 1e-1])
 def test_epsilon_of_a_chain_is_the_layers_own(epsilon):
     from tests.maps.twins_relevance import Dense
     from tests.maps.twins_relevance import epsilon as rule
@@ -117,9 +117,10 @@ def test_conserved_where_nothing_has_a_bias(name, size):
             continue
         for first in FIRST:
             sums = relevance(tape, cases, composite(tape, rule, first, epsilon=0.0)).sum((1, 2, 3))
-            torch.testing.assert_close(sums, scores, rtol=1e-9, atol=0)
+            torch.testing.assert_close(sums, scores, rtol=1e-10, atol=0)
     absorbed = relevance(tape, cases, composite(tape, "epsilon", epsilon=1e-6)).sum((1, 2, 3)) / scores
-    assert (absorbed - 1).abs().max() < 0.1
+    # of a MobileNetV2 whose activations shrink from layer to layer ε takes more
+    assert (absorbed - 1).abs().max() < (0.1 if name == "mobilenet_v2" else 1e-4)
 
 
 def test_what_biases_and_epsilon_absorb():
