@@ -153,6 +153,8 @@ def test_adl():
     assert torch.equal(layer(x), x * ~dropped)
     assert torch.equal(ADLLayer(0.0, 0.9)(x), x * mean.sigmoid())
     assert layer.eval()(x) is x
+    with pytest.raises(ConfigError, match="a fraction"):
+        BLOCKS["adl"](rate=1.5)
 
 
 def test_adl_is_put_where_it_was_published():

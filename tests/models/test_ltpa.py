@@ -131,6 +131,12 @@ def test_shapes_and_sizes_of_the_papers_networks():
         assert [c.shape[1] for c in seen.contexts.values()] == [256, 512, 512][-levels:]
         assert seen.g.shape == (1, 512)
         assert sum(p.numel() for p in classifier.network.branch.parameters()) == 4_984_320
+    lifted = build_classifier(
+        "cifarvgg_att", list("ab"), head="ltpa", head_options={"levels": 3, "project": "l_up"}
+    )
+    with torch.no_grad():
+        seen = lifted.eval().network.look(torch.randn(1, 3, 32, 32))
+    assert [context.shape[1] for context in seen.contexts.values()] == [512, 512, 512]
 
 
 @pytest.mark.slow
