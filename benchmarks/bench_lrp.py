@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.nn.functional as F
+from bench_finetune import kilobytes
 from map_peers import peers
 from measure import Row, report, row, spent
 from torch import Tensor, nn
@@ -119,9 +119,10 @@ def steps(rounds: int) -> list[Row]:
     return rows
 
 
-def highest() -> int:
-    """The most MiB that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def idle() -> float:
+    """KiB held now; the kernel's high-water mark is lowered to that."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return kilobytes("VmRSS")
 
 
 def memory(name: str, size: int) -> None:
@@ -132,20 +133,20 @@ def memory(name: str, size: int) -> None:
         images, labels = torch.randn(32, 3, 64, 64), torch.arange(32) % 8
         masks = torch.zeros(32, 64, 64, dtype=torch.bool)
         masks[:, 16:40, 16:48] = True
-        start = highest()
+        start = idle()
         if name == "plain":
             F.cross_entropy(classifier(images), labels).backward()  # type: ignore[no-untyped-call]
         else:
             isnet_loss(classifier, images, labels, masks, variant=name)[0].backward()  # type: ignore[arg-type,no-untyped-call]
     else:
         classifier, images = network(size), torch.randn(BATCH, 3, size, size)
-        start = highest()
+        start = idle()
         if name == "floor":
             with torch.no_grad():
                 classifier(images)
         else:
             attention_maps(classifier, images, [[n] for n in range(BATCH)], [name])
-    print(highest() - start)
+    print(round((kilobytes("VmHWM") - start) / 1024))
 
 
 def main() -> None:
