@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import wsod
+from wsod.report.complete import ARCHITECTURES, DATA, HEADS, completer, of
 from wsod.report.console import Group, console, progress_bar, stage_bars
 
 if TYPE_CHECKING:
@@ -29,15 +30,29 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--recipe", metavar="NAME|FILE.toml", help="What to run; see `atcon list`. [default: quickstart]"
+    "--recipe",
+    metavar="NAME|FILE.toml",
+    shell_complete=completer(of("atcon.config", "recipes"), files=True),
+    help="What to run; see `atcon list`. [default: quickstart]",
 )
-@click.option("--data", metavar="SPEC", help="Data set, as for `wsod evaluate --data`.")
-@click.option("--arch", help="A torchvision name, timm:NAME, module:factory, or smallnet.")
+@click.option("--data", metavar="SPEC", shell_complete=DATA, help="Data set, as for `wsod evaluate --data`.")
+@click.option(
+    "--arch",
+    shell_complete=ARCHITECTURES,
+    help="A torchvision name, timm:NAME, module:factory, or smallnet.",
+)
 @click.option(
     "--weights", metavar="none|default|FILE", help="Where training starts from: FILE may be an ft.pt."
 )
-@click.option("--head", help="Classification head; see `wsod list heads`.")
-@click.option("--objective", "objectives", multiple=True, metavar="NAME", help="Instead of the recipe's.")
+@click.option("--head", shell_complete=HEADS, help="Classification head; see `wsod list heads`.")
+@click.option(
+    "--objective",
+    "objectives",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completer(of("atcon.objectives", "OBJECTIVES")),
+    help="Instead of the recipe's.",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the recipe.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile, where the objectives allow it.")
 @click.option("--limit", type=click.IntRange(min=0), default=None, help="First N images of each split only.")
@@ -113,8 +128,8 @@ def _shown(bars: Callable[[str, int, int, str], None]) -> Callable[[Event], None
 
 
 @main.command()
-@click.argument("name")
-@click.option("--data", metavar="SPEC", help="Data set, as for `wsod evaluate --data`.")
+@click.argument("name", shell_complete=completer(of("atcon.experiments", "EXPERIMENTS")))
+@click.option("--data", metavar="SPEC", shell_complete=DATA, help="Data set, as for `wsod evaluate --data`.")
 @click.option("--seeds", type=click.IntRange(min=1), default=None, help="Runs of each arm. [default: 5]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any option of the experiment.")
 @click.option("--out", type=FOLDER, help="Where runs and tables are written. [default: runs/NAME]")

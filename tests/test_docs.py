@@ -107,6 +107,43 @@ def test_shell_completion_is_there(program: str, shell: str) -> None:
     assert [item.value for item in complete.get_completions([], start)] == [whole]
 
 
+TABS = [
+    ("wsod", "evaluate --maps gradc", {"gradcam", "gradcam++"}),
+    ("wsod", "evaluate --maps runs/ma", {"runs/ma"}),
+    ("wsod", "evaluate --metrics mio", {"miou", "miou_atcon"}),
+    ("wsod", "evaluate --config voc", {"voc-ap-07", "voc-ap-area"}),
+    ("wsod", "evaluate --data voc", {"voc2007:", "voc2012:"}),
+    ("wsod", "maps --arch resnet5", {"resnet50"}),
+    ("wsod", "evaluate --labels t", {"truth", "topk"}),
+    ("wsod", "fit broad", {"broadcam"}),
+    ("wsod", "show photo.jpg --maps legr", {"legrad"}),
+    ("wsod", "report runs/a --metric max", {"max_box_acc", "max_box_acc_v2"}),
+    ("wsod", "data check wso", {"wsol:"}),
+    ("wsod", "list proto", {"protocols"}),
+    ("wsod", "export --maps hires", {"hirescam"}),
+    ("atcon", "finetune --recipe quick", {"quickstart"}),
+    ("atcon", "finetune --objective gai", {"gain"}),
+    ("atcon", "finetune --head lf", {"lfi"}),
+    ("atcon", "finetune --arch small", {"smallnet"}),
+    ("atcon", "finetune --data coc", {"coco:"}),
+    ("atcon", "experiment small", {"small-sets"}),
+]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_names_are_completed(shell: str) -> None:
+    """By the protocol the shells speak: words in the environment, a line an answer."""
+    for program, words, wanted in TABS:
+        *_, last = line = [program, *words.split()]
+        about = {f"_{program.upper()}_COMPLETE": f"{shell}_complete", "COMP_WORDS": " ".join(line)}
+        about["COMP_CWORD"] = last if shell == "fish" else str(len(line) - 1)
+        told = CliRunner().invoke(programs()[program], prog_name=program, env=about)
+        parts = [part for answer in told.stdout.splitlines() for part in answer.split(",")]
+        assert wanted <= set(parts), (words, told.output)
+        others = {"gradient", "corloc", "center", "supervised"} - wanted
+        assert not others & set(parts), words
+
+
 def test_the_index_leads_to_every_how_to() -> None:
     text = (ROOT / "docs" / "index.md").read_text("utf-8")
     for page in PAGES:

@@ -9,6 +9,7 @@ import click
 
 from wsod import __version__
 from wsod.report.commands import COMMANDS, FORMAT, PUBLISHED
+from wsod.report.complete import ARCHITECTURES, DATA, MAPS, METHOD, METRICS, PROTOCOLS
 from wsod.report.console import Group, console, progress_bar, warn
 
 __all__ = ["main"]
@@ -33,6 +34,7 @@ def _shared(function: Any) -> Any:
                 multiple=True,
                 required=True,
                 metavar="NAME|DIR",
+                shell_complete=MAPS,
                 help="Map method, a folder of maps, or boxes made elsewhere (COCO results, VOC lines). "
                 "Repeat it: a row each.",
             ),
@@ -43,6 +45,7 @@ def _shared(function: Any) -> Any:
             ),
             click.option(
                 "--arch",
+                shell_complete=ARCHITECTURES,
                 help="Architecture of a plain state dict: a torchvision name, timm:NAME, module:factory.",
             ),
             click.option(
@@ -56,6 +59,7 @@ def _shared(function: Any) -> Any:
                 default="shapes",
                 show_default=True,
                 metavar="SPEC",
+                shell_complete=DATA,
                 help="shapes, voc2007:ROOT, voc2012:ROOT, coco:IMAGES,FILE.json, "
                 "wsol:METADATA[,IMAGES], folder:DIR.",
             ),
@@ -100,6 +104,7 @@ def _shared(function: Any) -> Any:
     default="default",
     show_default=True,
     metavar="NAME|FILE.toml",
+    shell_complete=PROTOCOLS,
     help="Evaluation protocol; see `wsod list protocols`.",
 )
 @click.option(
@@ -109,7 +114,13 @@ def _shared(function: Any) -> Any:
     metavar="KEY=VALUE",
     help="In place of the protocol's, such as maps.normalise=percentile. Repeat it for several.",
 )
-@click.option("--metrics", multiple=True, metavar="NAME", help="Only these metrics. Repeat it for several.")
+@click.option(
+    "--metrics",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=METRICS,
+    help="Only these metrics. Repeat it for several.",
+)
 @click.option(
     "--threshold-from",
     type=FILE,
@@ -159,12 +170,19 @@ def evaluate(
 
 
 @main.command()
-@click.argument("method")
+@click.argument("method", shell_complete=METHOD)
 @click.option("--checkpoint", type=FILE, required=True, help="ft.pt, or a plain state dict (with --arch).")
-@click.option("--arch", help="Architecture of a plain state dict.")
+@click.option("--arch", shell_complete=ARCHITECTURES, help="Architecture of a plain state dict.")
 @click.option("--target-layer", metavar="PATH", help="Module whose output is mapped.")
 @click.option("--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own.")
-@click.option("--data", default="shapes", show_default=True, metavar="SPEC", help="Images with labels.")
+@click.option(
+    "--data",
+    default="shapes",
+    show_default=True,
+    metavar="SPEC",
+    shell_complete=DATA,
+    help="Images with labels.",
+)
 @click.option("--split", default="train", show_default=True, help="Not the one that will be scored.")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="First N images only.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the fit.")
@@ -240,9 +258,17 @@ def list_command(kind: str | None, markdown: bool) -> None:
 
 
 @main.command()
-@click.option("--maps", "methods", multiple=True, default=("cam",), show_default=True, metavar="NAME")
+@click.option(
+    "--maps",
+    "methods",
+    multiple=True,
+    default=("cam",),
+    show_default=True,
+    metavar="NAME",
+    shell_complete=METHOD,
+)
 @click.option("--checkpoint", type=FILE, required=True, help="ft.pt, or a plain state dict (with --arch).")
-@click.option("--arch", help="Architecture of a plain state dict.")
+@click.option("--arch", shell_complete=ARCHITECTURES, help="Architecture of a plain state dict.")
 @click.option("--target-layer", metavar="PATH", help="Module whose output is mapped.")
 @click.option("--size", type=click.IntRange(min=8), help="Input side in pixels.")
 @click.option("--out", type=FILE, required=True, help="The .onnx file.")
@@ -261,7 +287,7 @@ def data() -> None:
 
 
 @data.command("check")
-@click.argument("spec")
+@click.argument("spec", shell_complete=DATA)
 @click.option("--split", help="Split of the data set; its usual evaluation split if not given.")
 @click.option("--pixels/--no-pixels", default=True, show_default=True, help="Decode every image too.")
 def check_command(spec: str, split: str | None, pixels: bool) -> None:
@@ -281,7 +307,7 @@ def check_command(spec: str, split: str | None, pixels: bool) -> None:
 
 
 @data.command("export")
-@click.argument("spec")
+@click.argument("spec", shell_complete=DATA)
 @click.argument("directory", type=FOLDER)
 @click.option("--format", "format_", type=click.Choice(["voc", "coco"]), default="voc", show_default=True)
 def export_command(spec: str, directory: Path, format_: str) -> None:

@@ -112,6 +112,13 @@ def test_every_score_has_its_interval_and_count(page: Path, runs: Path) -> None:
                 low, high = score["interval"]
                 shown = f"<b>{100 * score['value']:.1f}</b> <small>{100 * low:.1f}–{100 * high:.1f}</small>"
                 assert f"{shown} <small>n {score['count']}" in text
+                parts = [*(score["strata"] or {}).values()]
+                known = score["class_intervals"] or {}
+                parts += [{"value": score["per_class"][c], "interval": known[c]} for c in known]
+                for part in parts:
+                    if part["interval"]:
+                        low, high = (f"{100 * bound:.1f}" for bound in part["interval"])
+                        assert f"{100 * part['value']:.1f} <small>{low}–{high}</small>" in text
 
 
 def test_names_and_paths_from_data_are_text(evil: Path) -> None:

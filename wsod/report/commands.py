@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from wsod.errors import ConfigError
+from wsod.report.complete import ARCHITECTURES, DATA, METHOD, METRICS, RUN
 from wsod.report.console import console, progress_bar, warn
 
 __all__ = ["COMMANDS", "FORMAT", "PUBLISHED"]
@@ -49,10 +50,20 @@ def table(runs: tuple[Path, ...], style: str, published: bool) -> None:
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN[:MAPS]...")
-@click.option("--metrics", multiple=True, metavar="NAME", help="Only these metrics. Repeat it for several.")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN[:MAPS]...", shell_complete=RUN)
 @click.option(
-    "--changes", multiple=True, metavar="METRIC", help="List the cases whose score of it changed most."
+    "--metrics",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=METRICS,
+    help="Only these metrics. Repeat it for several.",
+)
+@click.option(
+    "--changes",
+    multiple=True,
+    metavar="METRIC",
+    shell_complete=METRICS,
+    help="List the cases whose score of it changed most.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many of them.")
 @click.option(
@@ -115,8 +126,18 @@ def compare(
     show_default=True,
     help="How many are shown: the worst, the best, others at random.",
 )
-@click.option("--metric", metavar="NAME", help="By whose case scores; the first metric's if not given.")
-@click.option("--data", metavar="SPEC", help="Where the data set is now, if not where the run found it.")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    shell_complete=METRICS,
+    help="By whose case scores; the first metric's if not given.",
+)
+@click.option(
+    "--data",
+    metavar="SPEC",
+    shell_complete=DATA,
+    help="Where the data set is now, if not where the run found it.",
+)
 @PUBLISHED
 def report(
     runs: tuple[Path, ...], out: Path, cases: int, metric: str | None, data: str | None, published: bool
@@ -141,9 +162,17 @@ def report(
 
 @click.command()
 @click.argument("image", type=FILE)
-@click.option("--maps", "maps", multiple=True, required=True, metavar="NAME", help="Map method. Repeat it.")
+@click.option(
+    "--maps",
+    "maps",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    shell_complete=METHOD,
+    help="Map method, with options as in gradcam:layer=layer3. Repeat it.",
+)
 @click.option("--checkpoint", type=FILE, help="ft.pt of `atcon finetune`, or a state dict (with --arch).")
-@click.option("--arch", help="Architecture of a plain state dict.")
+@click.option("--arch", shell_complete=ARCHITECTURES, help="Architecture of a plain state dict.")
 @click.option("--target-layer", metavar="PATH", help="Module whose output is mapped, such as layer3.1.")
 @click.option("--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own.")
 @click.option(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from wsod.data.dataset import Dataset
 from wsod.errors import WsodError
 from wsod.report.overlays import drawn_processing
 from wsod.results import Result, Row
+from wsod.scoremaps import MapProcessing
 from wsod.store import MapStore, expand_map_folders
 from wsod.thresholds import protocol_of
-from wsod.types import Sample
+from wsod.types import AttentionMaps, Sample
 
 __all__ = ["Card", "Gallery", "Panel", "ReportRow", "chosen_cases", "gallery", "report_rows"]
 
@@ -31,6 +33,8 @@ Case = tuple[str, str, str, str]  # data, split, image, label
 BUDGET = 13_500_000  # bytes of pictures as they are written: the page stays below 15 MB
 # (longer side of the photo, of its maps, quality): the first that keeps the budget
 LEVELS = ((320, 128, 72), (288, 96, 60), (224, 72, 50), (160, 56, 40), (112, 40, 35))
+TRIED = 24  # cards from which the quality is guessed
+COLOURS = (colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
 MOST_BOXES = 12
 SAMPLED = 200  # cases whose boxes are compared with the truth for the histogram
 
@@ -54,6 +58,7 @@ class ReportRow:
     row: Row
     store: Path | None
     scores: Mapping[Case, Mapping[str, float]]
+    _opened: MapStore | None = field(default=None, repr=False)
 
     @property
     def threshold(self) -> float:
@@ -62,6 +67,18 @@ class ReportRow:
             if isinstance(score.get("best_threshold"), float):
                 return float(score["best_threshold"])
         return 0.5
+
+    @cached_property
+    def processing(self) -> MapProcessing:
+        """How its maps become the pictures' score maps."""
+        return drawn_processing(protocol_of(self.result).maps)
+
+    def maps(self, sample: Sample, classes: int) -> AttentionMaps:
+        """The image's maps; there must be a store."""
+        if self._opened is None:
+            assert self.store is not None
+            self._opened = MapStore(self.store, classes)
+        return self._opened.read(sample)
 
 
 @dataclass
@@ -96,6 +113,8 @@ class Card:
         size: (height, width) of the image.
         truth: true boxes as (x, y, width, height).
         photo: a data URI; empty where the data set is not here.
+        image: that photo.
+        level: sizes and quality its pictures are encoded in.
     """
 
     case: Case
@@ -104,6 +123,7 @@ class Card:
     truth: Sequence[tuple[float, ...]] = ()
     photo: str = ""
     image: Image.Image | None = field(default=None, repr=False)
+    level: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass
@@ -187,7 +207,10 @@ def gallery(
         if progress:
             progress(done, len(cases))
     _encode(cards)
-    return Gallery(cards, list(warnings), _sampled_ious(rows, sets, seed))
+    known = {
+        (panel.row, card.case): panel.iou for card in cards for panel in card.panels if panel.iou is not None
+    }
+    return Gallery(cards, list(warnings), _sampled_ious(rows, sets, known, seed))
 
 
 def _datasets(
@@ -244,13 +267,12 @@ def _scores(row: ReportRow, sample: Sample, label: str, dataset: Dataset) -> NDA
     """(height, width) score map, or None where there is none."""
     if row.store is None or label not in dataset.classes:
         return None
-    maps = MapStore(row.store, len(dataset.classes)).read(sample)
+    maps = row.maps(sample, len(dataset.classes))
     labels = maps.labels.tolist()
     wanted = dataset.classes.index(label)
     if wanted not in labels:
         return None
-    processing = drawn_processing(protocol_of(row.result).maps)
-    return processing.score(maps, labels.index(wanted)).scores
+    return row.processing.score(maps, labels.index(wanted)).scores
 
 
 def _claims(scores: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
@@ -270,8 +292,7 @@ def _add_map(panel: Panel, row: ReportRow, sample: Sample, label: str, dataset: 
     claims, truth = _claims(scores, row.threshold), _truth(sample, label, dataset)
     panel.boxes, panel.scores = _corners(claims), scores
     panel.mask = _mask_picture(scores > row.threshold)
-    if len(truth):
-        panel.iou = float(iou(claims[:1], truth).max()) if len(claims) else 0.0
+    panel.iou = _met(claims, truth)
     side = LEVELS[0][1] / max(scores.shape)
     small = Image.fromarray((255 * scores).round().astype(np.uint8))
     size = max(1, round(scores.shape[1] * side)), max(1, round(scores.shape[0] * side))
@@ -287,28 +308,39 @@ def _mask_picture(mask: NDArray[np.bool_]) -> str:
         picture = picture.resize(size, Image.Resampling.BOX)
     picture = picture.point(lambda value: int(value > 127)).convert("P")
     picture.putpalette([0, 0, 0, 0, 0, 0])
-    return _uri(picture, "PNG", optimize=True, transparency=bytes([0, 190]))
+    return _uri(picture, "PNG", bits=1, transparency=bytes([0, 190]))
 
 
 def _encode(cards: Sequence[Card]) -> None:
-    """Photos and maps as WebP, in the best quality that keeps the budget."""
-    for photo, heat, quality in LEVELS:
-        total = 0
-        for card in cards:
-            if card.image is not None:
-                picture = card.image.copy()
-                picture.thumbnail((photo, photo), Image.Resampling.BICUBIC)
-                card.photo = _uri(picture, "WEBP", quality=quality)
-            for panel in card.panels:
-                if panel.scores is not None:
-                    colours = (colormaps["inferno"](panel.scores)[..., :3] * 255).astype(np.uint8)
-                    picture = Image.fromarray(colours)
-                    picture.thumbnail((heat, heat), Image.Resampling.BOX)
-                    panel.heat = _uri(picture, "WEBP", quality=quality)
-                total += len(panel.heat) + len(panel.mask)
-            total += len(card.photo)
-        if total <= BUDGET:
+    """Photos and maps as WebP, in the best quality that keeps the budget; some cards are tried first."""
+    some = cards[:: -(-len(cards) // TRIED)] if cards else []
+    first = 0
+    while first < len(LEVELS) - 1 and _encoded(some, LEVELS[first]) * len(cards) > BUDGET * len(some):
+        first += 1
+    for level in LEVELS[first:]:
+        if _encoded(cards, level) <= BUDGET:
             return
+
+
+def _encoded(cards: Sequence[Card], level: tuple[int, int, int]) -> int:
+    """Draw the cards' pictures; their bytes."""
+    photo, heat, quality = level
+    total = 0
+    for card in cards:
+        if card.image is not None and card.level != level:
+            picture = card.image.copy()
+            picture.thumbnail((photo, photo), Image.Resampling.BICUBIC)
+            card.photo = _uri(picture, "WEBP", quality=quality)
+        for panel in card.panels:
+            if panel.scores is not None and card.level != level:
+                colours = COLOURS[(255 * panel.scores).round().astype(np.uint8)]
+                picture = Image.fromarray(colours)
+                picture.thumbnail((heat, heat), Image.Resampling.BOX)
+                panel.heat = _uri(picture, "WEBP", quality=quality, method=2)
+            total += len(panel.heat) + len(panel.mask)
+        total += len(card.photo)
+        card.level = level
+    return total
 
 
 def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
@@ -318,29 +350,48 @@ def _uri(picture: Image.Image, kind: str, **options: Any) -> str:
 
 
 def _sampled_ious(
-    rows: Sequence[ReportRow], sets: Mapping[tuple[str, str], Dataset], seed: int
+    rows: Sequence[ReportRow],
+    sets: Mapping[tuple[str, str], Dataset],
+    known: Mapping[tuple[int, Case], float],
+    seed: int,
 ) -> dict[int, list[float]]:
-    """IoU of the largest component's box with the nearest true box, over cases drawn at random."""
+    """IoU of the largest component's box with the nearest true box, over cases drawn at random.
+
+    Args:
+        rows: of the report.
+        sets: data sets by data and split.
+        known: that of the cases drawn, by row.
+        seed: of the draw.
+    """
     found: dict[int, list[float]] = {}
+    places: dict[tuple[str, str], dict[str, int]] = {}
     for i, row in enumerate(rows):
         cases = sorted(row.scores)
         if row.store is None or not cases or cases[0][:2] not in sets:
             continue
-        drawn = np.random.default_rng(seed).permutation(len(cases))[:SAMPLED]
-        values = list(_ious(row, [cases[k] for k in drawn.tolist()], sets[cases[0][:2]]))
-        if values:
-            found[i] = values
+        dataset = sets[cases[0][:2]]
+        of_ids = places.setdefault(cases[0][:2], {image: k for k, image in enumerate(dataset.ids)})
+        drawn = np.random.default_rng(seed).permutation(len(cases))[:SAMPLED].tolist()
+        values = [
+            known[i, cases[k]] if (i, cases[k]) in known else _iou(row, cases[k], dataset, of_ids)
+            for k in drawn
+        ]
+        if any(value is not None for value in values):
+            found[i] = [value for value in values if value is not None]
     return found
 
 
-def _ious(row: ReportRow, cases: Sequence[Case], dataset: Dataset) -> Iterator[float]:
-    places = {image: k for k, image in enumerate(dataset.ids)}
-    for case in cases:
-        try:
-            sample = dataset[places[case[2]]]
-            scores, truth = _scores(row, sample, case[3], dataset), _truth(sample, case[3], dataset)
-        except (WsodError, KeyError):
-            continue  # named where its card is drawn
-        if scores is not None and len(truth):
-            claims = _claims(scores, row.threshold)
-            yield float(iou(claims[:1], truth).max()) if len(claims) else 0.0
+def _iou(row: ReportRow, case: Case, dataset: Dataset, places: Mapping[str, int]) -> float | None:
+    try:
+        sample = dataset[places[case[2]]]
+        scores, truth = _scores(row, sample, case[3], dataset), _truth(sample, case[3], dataset)
+    except (WsodError, KeyError):
+        return None  # named where its card is drawn
+    return None if scores is None else _met(_claims(scores, row.threshold), truth)
+
+
+def _met(claims: NDArray[np.float64], truth: NDArray[np.float64]) -> float | None:
+    """IoU of the first box with the nearest true one; None without a true one."""
+    if not len(truth):
+        return None
+    return float(iou(claims[:1], truth).max()) if len(claims) else 0.0

@@ -142,19 +142,28 @@ def _origins(results: Mapping[Path, Result], names: Mapping[Path, str]) -> list[
 
 
 def _classes(rows: Sequence[ReportRow]) -> list[dict[str, Any]]:
-    """By metric: its classes with the number of cases of each, and a value a row."""
+    """By metric: its classes with the number of cases of each, and a value with its interval a row."""
     tables = []
     for metric in dict.fromkeys(name for row in rows for name in row.row.scores):
-        values = [(row.row.scores.get(metric) or {}).get("per_class") or {} for row in rows]
+        scored = [row.row.scores.get(metric) or {} for row in rows]
+        values = [score.get("per_class") or {} for score in scored]
+        intervals = [score.get("class_intervals") or {} for score in scored]
         names = dict.fromkeys(name for some in values for name in some)
         if not names:
             continue
         counts: dict[str, int] = dict.fromkeys(names, 0)
         widest = max(rows, key=lambda row: len(row.scores))
-        for case, scores in widest.scores.items():
-            if metric in scores and case[3] in counts:
+        for case, own in widest.scores.items():
+            if metric in own and case[3] in counts:
                 counts[case[3]] += 1
-        table = [(name, counts[name], [some.get(name) for some in values]) for name in names]
+        table = [
+            (
+                name,
+                counts[name],
+                [(some.get(name), sure.get(name)) for some, sure in zip(values, intervals, strict=True)],
+            )
+            for name in names
+        ]
         tables.append({"metric": metric, "classes": table})
     return tables
 

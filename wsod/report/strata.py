@@ -30,7 +30,7 @@ def strata_table(result: Result) -> Table | None:
     if not shown:
         return None
     several = len({name for name, _, _ in found}) > 1
-    table = Table(box=box.SIMPLE_HEAD, title="within sizes and classes, with counts", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title="by size, with counts and 95 % intervals", title_justify="left")
     table.title_style = "dim"
     for column in (["maps"] if several else []) + [""] + [COLUMNS[i] for i in shown]:
         table.add_column(column, overflow="fold", justify="right" if column in COLUMNS else "left")
@@ -43,4 +43,6 @@ def strata_table(result: Result) -> Table | None:
 def _cell(part: Mapping[str, Any] | None) -> Text:
     if not part or part["value"] is None:
         return Text("–", style="dim")
-    return Text.assemble(percent(part["value"]), (f"  {part['count']}", "dim"))
+    text = Text.assemble(percent(part["value"]), (f"  {part['count']}", "dim"))
+    low, high = part.get("interval") or (None, None)
+    return text if low is None else text.append(f"\n{percent(low)}–{percent(high)}", style="dim")
