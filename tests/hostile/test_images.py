@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.hostile.pictures import PIXELS, broken_exif, cut_short, deep, encoded, grey_png, turned, unreadable
+from tests.hostile.pictures import (
+    PIXELS,
+    broken_exif,
+    chunk,
+    cut_short,
+    deep,
+    encoded,
+    grey_png,
+    turned,
+    unreadable,
+)
 from wsod.data.dataset import image_size, read_grey, read_image, read_labels
 from wsod.errors import DataError, MapError
 from wsod.report.boxes import boxes_of_files
@@ -38,6 +48,25 @@ def test_unreadable_images_are_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(MapError) as map_error:
         boxes_of_files([path])
     refused(path, map_error.value)
+
+
+def test_no_changed_bit_of_a_png_s_pixels_is_missed(tmp_path: Path) -> None:
+    """Pillow misses those in the last bytes of the pixels, whose checksum it does not look at."""
+    path, sound = tmp_path / "a.png", encoded("PNG")
+    first = sound.index(b"IDAT") + 4
+    last = sound.index(b"IEND") - 8
+    for place in range(first, last):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 16]) + sound[place + 1 :])
+        with pytest.raises(DataError, match="expected a whole image"):
+            read_image(path)
+
+
+def test_a_damaged_comment_is_no_damaged_picture(tmp_path: Path) -> None:
+    path, sound = tmp_path / "a.png", encoded("PNG")
+    comment = chunk(b"tEXt", b"Comment\0words")
+    end = sound.index(b"IEND") - 4
+    path.write_bytes(sound[:end] + comment[:-1] + bytes([comment[-1] ^ 1]) + sound[end:])
+    assert (np.asarray(read_image(path)) == PIXELS).all()
 
 
 @pytest.mark.parametrize("kind", dict(cut_short()))

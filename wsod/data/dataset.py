@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from wsod.data.damage import png_damage
 from wsod.data.files import Member, check_regular
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
@@ -109,6 +110,9 @@ class Dataset(ABC):
         return split
 
 
+DAMAGED = "The file is truncated or damaged."
+
+
 def _open(path: Path | Member) -> Image.Image:
     """The file opened and its size checked, nothing decoded."""
     if not isinstance(path, Member):
@@ -133,9 +137,11 @@ def _decode(image: Image.Image, path: Path | Member) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
             image.load()
+        found = png_damage(path.read_bytes()) if image.format == "PNG" else ""
     except Exception as error:
-        hint = "The file is truncated or damaged."
-        raise DataError(path, "a whole image", _first_line(error), hint) from error
+        raise DataError(path, "a whole image", _first_line(error), DAMAGED) from error
+    if found:
+        raise DataError(path, "a whole image", found, DAMAGED)
 
 
 def _first_line(error: Exception) -> str:
