@@ -22,6 +22,9 @@ from wsod.types import AttentionMaps, Sample, Score, ScoredBoxes
 
 __all__ = ["Board"]
 
+_SHAPES: dict[tuple[int, ...], tuple[int, ...]] = {}
+"""The few shapes that evidence has, each once."""
+
 RESAMPLES = 1000  # of scores that are no mean of cases: each takes a while
 
 
@@ -77,6 +80,7 @@ class Board:
 
     def count(self, found: Mapping[str, Any], maps: AttentionMaps | ScoredBoxes, sample: Sample) -> None:
         """Add what `measure` found of an image."""
+        keys: dict[int, tuple[str, int]] = {}  # one a case, for all metrics
         for name, metric in self.metrics.items():
             if name not in found:
                 self._lacking.add(name)
@@ -85,7 +89,7 @@ class Board:
                 self._chosen[name] = self._source.find(self.name, metric)
             self._counted.add(name)
             for label, value in metric.count(found[name], sample).items():
-                case = sample.image_id, label
+                case = keys.setdefault(label, (sample.image_id, label))
                 self._evidence[name][case] = _packed(value)
                 if case not in self._facts:
                     self._facts[case] = CaseFacts.of(maps, sample, label)
@@ -210,14 +214,15 @@ def _pooled(metric: Metric, score: Score, seed: int) -> dict[str, Any]:
 def _packed(value: Any) -> Any:
     """Hits at a thousand thresholds as bits: of every case they are kept until the end."""
     if isinstance(value, np.ndarray) and value.dtype == np.bool_:
-        return np.packbits(value), value.shape
+        return np.packbits(value).tobytes(), _SHAPES.setdefault(value.shape, value.shape)
     return value
 
 
 def _unpacked(value: Any) -> Any:
     if isinstance(value, tuple):
         bits, shape = value
-        return np.unpackbits(bits, count=math.prod(shape)).reshape(shape).view(np.bool_)
+        packed = np.frombuffer(bits, np.uint8)
+        return np.unpackbits(packed, count=math.prod(shape)).reshape(shape).view(np.bool_)
     return value
 
 

@@ -40,7 +40,7 @@ def size_of(area: float) -> str:
     return [name for name, lowest in SIZES.items() if area >= lowest][-1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaseFacts:
     """Of one (image, label).
 
