@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,14 @@ def shown() -> list[tuple[str, list[str]]]:
     return found
 
 
+def launched(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command by torchrun, on a few images."""
+    few = next(FEW[word] for word in arguments if word in FEW)
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments, *few]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
 def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +70,10 @@ def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
             if not line.strip():
                 continue
             program, *arguments = shlex.split(line, comments=True)
+            if program == "torchrun":
+                done = launched(arguments)
+                assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+                continue
             few = FEW.get(arguments[0], [])
             result = CliRunner().invoke(programs()[program], [*arguments, *few])
             assert result.exit_code == 0, f"{line}\n{result.output}\n{result.stderr}"
