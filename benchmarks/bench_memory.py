@@ -132,7 +132,8 @@ def measured(what: str, name: str, counts: tuple[int, ...]) -> dict[str, Any]:
     process.start()
     growth, cases = ours.recv()
     process.join()
-    per_case = (growth[-1] - growth[-2]) / ((counts[-1] - counts[-2]) * cases / 8)
+    earlier = (counts[-2], growth[-2]) if len(counts) > 1 else (0, 0)
+    per_case = (growth[-1] - earlier[1]) / ((counts[-1] - earlier[0]) * cases / 8)
     return {
         "name": name if what == "metric" else f"a row of {name}",
         "images": list(counts),
