@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wsod.errors import ConfigError, DataError, MapError
 from wsod.metrics.exact import exact, mean_of_exact
+from wsod.metrics.seen import Seen
 from wsod.scoremaps import MapProcessing
 from wsod.types import AttentionMaps, Sample, Score
 
@@ -62,7 +63,7 @@ class Metric(ABC):
     def __post_init__(self) -> None:
         if self.classes < 1:
             raise ConfigError(self.name, "at least one class", self.classes)
-        self._seen: set[str] = set()
+        self._seen = Seen()
         self._state: dict[str, Array] = self._empty()
         self._state["skipped"] = np.zeros((), np.int64)
 
@@ -129,10 +130,10 @@ class Metric(ABC):
         """
         if type(self) is not type(other) or self.options() != other.options():
             raise ConfigError(self.name, "a metric with the same options", f"{other}")
-        twice = self._seen & other._seen
+        twice = self._seen.shared(other._seen)
         if twice:
-            raise MapError(min(twice), "each image once", f"{len(twice)} counted on both sides")
-        self._seen |= other._seen
+            raise MapError(self.name, "each image once", f"{twice} counted on both sides")
+        self._seen.update(other._seen)
         for key, counts in other._state.items():
             self._state[key] = self._state[key] + counts
 
