@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,29 +79,32 @@ def fit_method(
     count = min(limit or len(dataset), len(dataset))
     if not count or not dataset.classes:
         raise DataError(data, "images with labels", f"none in split {dataset.split!r}")
-    batches = _batches(dataset, count, classifier, device, batch_size, progress)
+    batches = _Batches(dataset, count, classifier, device, batch_size, progress)
     method.fit(classifier, batches, **(options or {})).save(out)
 
 
-def _batches(
-    dataset: Dataset,
-    count: int,
-    classifier: Classifier,
-    device: str,
-    batch_size: int,
-    progress: Progress | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Preprocessed images and multi-hot labels in the order of the classifier's logits."""
-    import torch
+@dataclass(frozen=True)
+class _Batches:
+    """Preprocessed images and multi-hot labels in the order of the classifier's logits, again each time."""
 
-    columns = class_columns(classifier.classes, dataset.classes)
-    for first in range(0, count, batch_size):
-        rows = range(first, min(first + batch_size, count))
-        labels = np.zeros((len(rows), len(classifier.classes)), np.float32)
-        images = []
-        for place, row in enumerate(rows):
-            labels[place, columns[list(dataset[row].classes)]] = 1
-            images.append(classifier.preprocess(dataset.image(row))[0])
-        yield torch.stack(images).to(device), torch.from_numpy(labels)
-        if progress:
-            progress(rows.stop, count)
+    dataset: Dataset
+    count: int
+    classifier: Classifier
+    device: str
+    size: int
+    progress: Progress | None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        import torch
+
+        columns = class_columns(self.classifier.classes, self.dataset.classes)
+        for first in range(0, self.count, self.size):
+            rows = range(first, min(first + self.size, self.count))
+            labels = np.zeros((len(rows), len(self.classifier.classes)), np.float32)
+            images = []
+            for place, row in enumerate(rows):
+                labels[place, columns[list(self.dataset[row].classes)]] = 1
+                images.append(self.classifier.preprocess(self.dataset.image(row))[0])
+            yield torch.stack(images).to(self.device), torch.from_numpy(labels)
+            if self.progress:
+                self.progress(rows.stop, self.count)

@@ -20,6 +20,7 @@ from wsod.maps.finercam import finercam
 from wsod.maps.fitted import Fitted
 from wsod.maps.fullgrad import fullgrad
 from wsod.maps.gradcam import gradcam, gradcam_plus_plus, xgradcam
+from wsod.maps.lcam import fit_lcam, lcam
 from wsod.maps.legrad import legrad
 from wsod.maps.lrp import lrp
 from wsod.maps.method import MapMethod, Need
@@ -73,6 +74,13 @@ METHODS: Registry[MapMethod] = _Methods(
             frozenset({"fit"}),
             supervision=("image labels",),
             fit=fit_broadcam,
+        ),
+        "lcam": MapMethod(
+            lcam,
+            "Σ W[k,d]·A_d + b, learned so that the image masked by its sigmoid keeps its class (`wsod fit`)",
+            "Gkartzonika et al. 2022",
+            frozenset({"fit"}),
+            fit=fit_lcam,
         ),
         "gradcam": MapMethod(gradcam, "ReLU Σ mean(g_d)·A_d", "Selvaraju et al. 2017", _LAYER),
         "gradcam++": MapMethod(
