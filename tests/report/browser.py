@@ -25,6 +25,12 @@ needs_browser = pytest.mark.skipif(
     bool(MISSING),
     reason=f"no {', '.join(MISSING)} here: apt-get install chromium chromium-driver; pip install selenium",
 )
+AXE = find_spec("axe_playwright_python")
+#: axe-core, which a package for another browser driver carries
+AXE_SCRIPT = Path(AXE.submodule_search_locations[0], "axe.min.js") if AXE else None  # type: ignore[index]
+needs_axe = pytest.mark.skipif(
+    AXE_SCRIPT is None, reason="no axe-core here: pip install --no-deps axe-playwright-python"
+)
 # no screen, no network of its own; the sandbox needs a user that is not root
 FLAGS = (
     "--headless",

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tests.report.browser import browser, needs_browser
+from tests.report.browser import AXE_SCRIPT, browser, needs_axe, needs_browser
 from tests.report.runs import EVIL, result
 from wsod import evaluate
 from wsod.cli import main
@@ -334,3 +334,64 @@ def test_controls_have_names_and_focus_goes_through_them(page: Path, tmp_path: P
             "high",
             "order",
         ]
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_fault(page: Path, tmp_path: Path, theme: str) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    assert AXE_SCRIPT is not None
+    with browser(tmp_path / "profile") as driver:
+        driver.get(page.as_uri())
+        Select(driver.find_element("id", "theme")).select_by_value(theme)
+        driver.execute_script("document.querySelectorAll('details').forEach(one => { one.open = true })")
+        driver.execute_script(AXE_SCRIPT.read_text("utf-8"))
+        found = driver.execute_async_script("axe.run().then(arguments[0])")
+    assert len(found["passes"]) > 30
+    assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found["violations"]] == []
+
+
+@needs_browser
+@pytest.mark.slow
+def test_everything_is_done_by_keyboard(page: Path, tmp_path: Path) -> None:
+    """Skip to the cases, choose a class, hide a map, sort a table, open a fold; focus is always seen."""
+    from selenium.webdriver.common.keys import Keys
+
+    with browser(tmp_path / "profile") as driver:
+        driver.get(page.as_uri())
+
+        def press(*keys: str) -> Any:
+            driver.switch_to.active_element.send_keys(*keys)
+            return driver.switch_to.active_element
+
+        def reach(wanted: str) -> Any:
+            for _ in range(80):
+                focused = press(Keys.TAB)
+                outline = driver.execute_script("return getComputedStyle(arguments[0]).outlineStyle", focused)
+                assert outline != "none", focused.get_attribute("outerHTML")[:200]
+                if driver.execute_script(f"return arguments[0].matches({wanted!r})", focused):
+                    return focused
+            raise AssertionError(f"{wanted} is not reached")
+
+        every = len(shown(driver))
+        assert reach("a.skip").is_displayed()
+        press(Keys.ENTER)
+        reach("#class")
+        press(Keys.ARROW_DOWN)
+        assert 0 < len(shown(driver)) < every
+        reach(".method[value='0']")
+        press(Keys.SPACE)
+        assert not driver.find_element(
+            "css selector", ".card:not([hidden]) .panel[data-row='0']"
+        ).is_displayed()
+        driver.get(page.as_uri())
+        head = reach("#scores th button")
+        press(Keys.ENTER)
+        assert head.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
+        folded = reach("summary").find_element("xpath", "..")
+        before = folded.get_attribute("open")
+        press(Keys.ENTER)
+        assert folded.get_attribute("open") != before
