@@ -34,6 +34,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_methods_take_options_as_in_evaluate(photo: Path, checkpoint: Path) -> None:
+    names = ["gradcam", "lrp:rule=gamma,gamma=0.5", "lrp", "random:seed=3", "random"]
+    _, tiles = maps_of_image(photo, names, checkpoint=checkpoint)
+    assert {tile.method for tile in tiles} == set(names)
+    found = {tile.method: tile.scores for tile in tiles}
+    assert not np.allclose(found["lrp"], found["lrp:rule=gamma,gamma=0.5"], atol=1e-3)
+    assert not np.allclose(found["random"], found["random:seed=3"], atol=1e-3)
+
+
 def test_a_tile_for_every_method_and_class(photo: Path, checkpoint: Path) -> None:
     from wsod.maps import attention_maps
     from wsod.models import load_classifier

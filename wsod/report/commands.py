@@ -169,7 +169,7 @@ def report(
     required=True,
     metavar="NAME",
     shell_complete=METHOD,
-    help="Map method, with options as in gradcam:layer=layer3. Repeat it.",
+    help="Map method, with its options if wanted, as in lrp:rule=gamma. Repeat it.",
 )
 @click.option("--checkpoint", type=FILE, help="ft.pt of `atcon finetune`, or a state dict (with --arch).")
 @click.option("--arch", shell_complete=ARCHITECTURES, help="Architecture of a plain state dict.")
