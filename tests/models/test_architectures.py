@@ -16,6 +16,7 @@ from wsod.models.architectures import find_architecture, probe_target_layer
 # target layer, channels and grid at 64 px, and whether the head is linear on what is pooled
 FAST = {
     "smallnet": ("blocks", 128, 8, True),
+    "tinynet": ("blocks", 64, 8, True),
     "mobilenet_v2": ("features", 1280, 2, True),
     "mobilenet_v3_small": ("features", 576, 2, False),
     "mnasnet0_5": ("layers", 1280, 2, True),
@@ -75,7 +76,8 @@ def test_target_layer_of_networks_that_need_larger_images():
 
 
 def test_every_classifier_of_torchvision_is_there():
-    assert set(tv.list_models(module=tv)) | {"smallnet", "cifarvgg", "cifarvgg_att"} == set(ARCHITECTURES)
+    ours = {"smallnet", "tinynet", "cifarvgg", "cifarvgg_att"}
+    assert set(tv.list_models(module=tv)) | ours == set(ARCHITECTURES)
 
 
 @pytest.mark.slow
