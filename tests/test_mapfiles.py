@@ -209,6 +209,14 @@ def test_several_write_one_store(tmp_path: Path) -> None:
     assert all(MapStore(tmp_path, 20).has(name) for name in names)
 
 
+def test_what_a_killed_process_left_aside_is_written_over(tmp_path: Path) -> None:
+    """Of any process that writes the same map again."""
+    left = tmp_path / ".a.npz.0.tmp"
+    left.write_bytes(b"half")
+    MapStore(tmp_path, 20).write(AttentionMaps("a", (2, 2), [0], np.ones((1, 2, 2))))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
 def test_store_stays_inside_its_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="stays inside"):
         MapStore(tmp_path / "s", 2).write(AttentionMaps("../../evil", (2, 2), [0], np.ones((1, 2, 2))))

@@ -251,7 +251,7 @@ class _Several(World):
             token = folder / f".{self.tell(uuid4().hex)}.tmp"
             try:
                 if self.first:
-                    write_text(token, "")
+                    write_text(token, "", held=True)
                 self.wait()
                 seen = token.exists()
                 self.wait()

@@ -276,5 +276,5 @@ def write_maps(path: Path, maps: AttentionMaps) -> str:
             arrays[name] = np.asarray(value)
     file = io.BytesIO()
     np.savez(file, **arrays)
-    write_bytes(path, file.getvalue())
+    write_bytes(path, file.getvalue(), held=True)
     return hashlib.sha256(file.getvalue()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +14,19 @@ from wsod.errors import OutputError
 __all__ = ["append_line", "only_writer", "remove", "write_bytes", "write_text"]
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, held: bool = False) -> None:
     """Write a file whole or not at all: aside first, then renamed.
+
+    Args:
+        path: the file.
+        content: all of it.
+        held: no other process writes it now (`only_writer`), so what a killed one left aside is written over.
 
     Raises:
         OutputError: naming the file, where that fails; what was there before still is.
     """
-    aside = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    digest = f".{sha256(os.fsencode(path.name)).hexdigest()[:16]}" if len(path.name) > 200 else ""
+    aside = path.with_name(f".{path.name[:200]}{digest}.{0 if held else os.getpid()}.tmp")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,9 +39,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OutputError(path, "a file that can be written", error.strerror or error) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Half characters become escapes, which JSON reads back."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+def write_text(path: Path, text: str, *, held: bool = False) -> None:
+    """Write a text file as `write_bytes` does. Half characters become escapes, which JSON reads back."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), held=held)
 
 
 def append_line(path: Path, line: str) -> None:

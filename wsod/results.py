@@ -81,13 +81,12 @@ class Result:
         """Write result.json and cases.jsonl, each whole or not at all; result.json last."""
         directory.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(_jsonable(vars(case)), ensure_ascii=False) + "\n" for case in self.cases)
-        write_text(directory / "cases.jsonl", "".join(lines))
+        write_text(directory / "cases.jsonl", "".join(lines), held=True)
         table = {"schema": SCHEMA, **{name: getattr(self, name) for name in ("config", "provenance")}}
         table["rows"] = [vars(row) for row in self.rows]
         table["skipped"] = list(self.skipped)
-        write_text(
-            directory / "result.json", json.dumps(_jsonable(table), ensure_ascii=False, indent=1) + "\n"
-        )
+        text = json.dumps(_jsonable(table), ensure_ascii=False, indent=1) + "\n"
+        write_text(directory / "result.json", text, held=True)
 
     @classmethod
     def load(cls, directory: Path) -> Result:

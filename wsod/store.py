@@ -118,7 +118,7 @@ class MapStore:
         """All checksums in one file, without the line a killed process may have left half-written."""
         made = json.dumps(self._made)
         lines = [made, json.dumps(self._sums)] if self._sums else [made]
-        write_text(self.folder / FILES, "\n".join(lines) + "\n")
+        write_text(self.folder / FILES, "\n".join(lines) + "\n", held=True)
         for other in self._of_others():
             remove(other)
 
@@ -166,7 +166,8 @@ class MapStore:
         if self._of_others():
             self._made, self._sums = self._read_files()
             self._gather()
-        write_text(self.folder / MANIFEST, json.dumps(dict(about), indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(dict(about), indent=1, ensure_ascii=False) + "\n"
+        write_text(self.folder / MANIFEST, text, held=True)
 
     def _path(self, image_id: str) -> Path:
         parts = image_id.split("/")

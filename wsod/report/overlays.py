@@ -121,7 +121,7 @@ def save_overlays(
                 path = folder / name.replace("/", "_") / f"{stem}.png"
                 file = BytesIO()
                 picture.save(file, "PNG")
-                write_bytes(path, file.getvalue())
+                write_bytes(path, file.getvalue(), held=True)
                 paths.append(path)
     return paths
 
