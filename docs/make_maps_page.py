@@ -2,8 +2,9 @@
 
 python docs/make_maps_page.py PHOTO WEIGHTS.safetensors [--page-only]
 
-WEIGHTS is an ImageNet state dict of torchvision's mobilenet_v2. Methods of many forward
-passes, and those that need a fit or a head of their own, are left out of the picture.
+WEIGHTS is an ImageNet state dict of torchvision's mobilenet_v2. Two pictures: methods of one pass, and
+methods of many (some minutes). Methods for transformers, and those that need a fit or a head of their own,
+are left out: no weights for them are at hand.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ COSTS = {
     "nothing": "no network",
 }
 NETWORK: dict[str, Any] = {"arch": "mobilenet_v2", "size": 225, "device": "cpu"}
-NOT_DRAWN = {"forwards", "attentions", "attention_gradients", "hessian"}
+NOT_DRAWN = {"attentions", "attention_gradients"}
+SLOW = {"forwards", "hessian"}
 
 
 def cost(method: MapMethod) -> str:
@@ -65,6 +67,10 @@ comes on top. *Supervision* is what the method itself uses, beyond that of the c
 
 ![One photo by the methods that need no further forward passes](images/maps.jpg)
 
+The same by methods that ask the network many times, or differentiate twice:
+
+![One photo by the methods that need many forward passes](images/maps-many.jpg)
+
 {chr(10).join(rows)}
 """
 
@@ -73,20 +79,26 @@ def main(photo: Path, weights: Path, picture: bool) -> None:
     """Write the page, and the picture where it is asked for."""
     (DOCS / "maps.md").write_text(page(), "utf-8")
     if picture:
-        names = [
+        drawn = [
             name
             for name, method in METHODS.items()
             if NOT_DRAWN.isdisjoint(method.needs) and "transformers" not in method.summary
         ]
-        tiles: list[Tile] = []
-        for name in names:
-            try:
-                image, some = maps_of_image(photo, [name], checkpoint=weights, **NETWORK)
-            except WsodError as error:
-                print(f"not drawn: {error}")
-            else:
-                tiles += some
-        contact_sheet(image, tiles, columns=6).save(DOCS / "images" / "maps.jpg", quality=75)
+        slow = [name for name in drawn if not SLOW.isdisjoint(METHODS[name].needs)]
+        _sheet(photo, weights, [name for name in drawn if name not in slow], "maps.jpg")
+        _sheet(photo, weights, slow, "maps-many.jpg")
+
+
+def _sheet(photo: Path, weights: Path, names: list[str], file: str) -> None:
+    tiles: list[Tile] = []
+    for name in names:
+        try:
+            image, some = maps_of_image(photo, [name], checkpoint=weights, **NETWORK)
+        except WsodError as error:
+            print(f"not drawn: {error}")
+        else:
+            tiles += some
+    contact_sheet(image, tiles, columns=6).save(DOCS / "images" / file, quality=75)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import ROOT
+from wsod.maps import METHODS
+from wsod.protocols import protocol_names
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -84,7 +87,6 @@ def test_commands_and_code_run(page: Path, tmp_path: Path, monkeypatch: pytest.M
 )
 def test_commands_that_need_other_data_are_known(page: str, words: list[str]) -> None:
     """Sub-command, options and choices exist, and so do the names of maps, metrics and protocols."""
-    from wsod.maps import METHODS
     from wsod.metrics import METRICS
     from wsod.protocols import load_protocol
 
@@ -120,6 +122,15 @@ def test_shell_completion_is_there(program: str, shell: str) -> None:
     assert program in complete.source_template % complete.source_vars()
     start, whole = ("ev", "evaluate") if program == "wsod" else ("fi", "finetune")
     assert [item.value for item in complete.get_completions([], start)] == [whole]
+
+
+@pytest.mark.parametrize("page", ["protocols-each", "maps"])
+def test_pages_made_from_the_code_are_up_to_date(page: str) -> None:
+    script = ROOT / "docs" / f"make_{page.split('-')[0]}_page.py"
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
+    assert text == runpy.run_path(str(script))["page"](), f"run: python docs/{script.name}"
+    for name in protocol_names() if page == "protocols-each" else METHODS:
+        assert (f"\n## {name}\n" if page == "protocols-each" else f"| `{name}` |") in text
 
 
 TABS = [
