@@ -94,8 +94,10 @@ def main(checkpoint: str, folder: Path) -> dict[str, Any]:
         work()
 
     start = time.monotonic()
+    wsod.distributed.SILENCE = 6.0
     report["killed"] = ended(ranks(work_and_die, 3, folder))
     report["seconds"] = time.monotonic() - start
+    wsod.distributed.SILENCE = 60.0
     done, before = images(out.glob(".maps/layercam/files*.jsonl")), len(log.read_text().split())
     report["resumed"] = ended(ranks(work, 2, folder))
     computed = log.read_text().split()
@@ -104,6 +106,6 @@ def main(checkpoint: str, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    wsod.distributed.BEAT, wsod.distributed.SILENCE = 0.1, 3.0
+    wsod.distributed.BEAT = 0.1
     warm_up()
     print(json.dumps(main(sys.argv[1], Path(sys.argv[2]))))
