@@ -186,8 +186,9 @@ class _Training:
                 self.stage_number, self.step, self.best_state = self.stage_number + 1, 0, {}
                 self.used = dict.fromkeys(POOLS, 0)
                 self.optimiser_state, self.begun = None, {}
-                self._save(None)
+                # before the stage counts as done: killed in between, it is drawn again
                 self.run.draw()
+                self._save(None)
         self.world.wait()
         return self.run.folder / "ft.pt"
 

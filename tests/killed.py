@@ -1,4 +1,4 @@
-"""A process that makes children which evaluate, and kills them or takes their disk. Run by test_killed.py.
+"""Makes processes that evaluate or train, and kills them or takes their disk. Run by test_killed.py.
 
 Imports and compiled code are loaded once, here: the children, forked, start at once.
 """
@@ -17,10 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg  # drawn with at the end of a training
+import matplotlib.figure  # noqa: F401
+
 import wsod.maps
 import wsod.models
 import wsod.pipeline
 import wsod.report.overlays
+from atcon.config import config_from_tables
+from atcon.train import finetune, resume
 from wsod.errors import WsodError
 from wsod.evaluation import compute_maps, evaluate
 from wsod.metrics.warmup import warm_up
@@ -33,11 +38,27 @@ def jobs(checkpoint: str) -> dict[str, Job]:
     methods, metrics = ["gradcam", "center", "layercam"], ["pointing_game", "max_box_acc"]
     few = {**common, "data": "shapes:count=3,size=48", "batch_size": 2, "save_overlays": 1}
     return {
+        "train": train,
         "evaluate": lambda out: evaluate(methods, out=out, metrics=metrics, **common),
         "maps": lambda out: compute_maps(methods, out, **common),
         "few": lambda out: evaluate(methods[:2], out=out, metrics=metrics[:1], **few),
         "few maps": lambda out: compute_maps(methods[:1], out, **few),
     }
+
+
+def train(out: Path) -> None:
+    """Two stages of four steps, a state saved at each."""
+    stage = {"steps": 4, "batch": 4, "batch_norm": "frozen", "evaluate_every": 2, "lr": 1e-3, "save_every": 1}
+    stages = {name: {**stage, "objectives": {"supervised": {}}} for name in ("a", "b")}
+    data = {"spec": "shapes:count=12,size=48", "workers": 0}
+    if (out / "config.toml").exists():
+        resume(out, device="cpu")
+    else:
+        finetune(
+            config_from_tables({"data": data, "model": {"size": 40}, "stages": stages}, {}, "test"),
+            out,
+            device="cpu",
+        )
 
 
 def log_images(path: Path) -> None:

@@ -48,16 +48,45 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: re.sub(rb'"git": [^,]*', b"", data) for name, data in files.items()}
 
 
+# 50 random moments in all
 @pytest.mark.slow
-@pytest.mark.parametrize(("job", "seed"), [("evaluate", 1), ("maps", 2)])
-def test_killed_at_random_moments(tmp_path: Path, checkpoint: Path, job: str, seed: int) -> None:
-    report = helper("kill", job, checkpoint, tmp_path, 25, seed)
-    assert report["kills"] == 25
+@pytest.mark.parametrize(("job", "seed", "times"), [("evaluate", 1, 12), ("maps", 2, 13)])
+def test_killed_at_random_moments(tmp_path: Path, checkpoint: Path, job: str, seed: int, times: int) -> None:
+    report = helper("kill", job, checkpoint, tmp_path, times, seed)
+    assert report["kills"] == times
     assert report["twice"] == 0
     whole = contents(tmp_path / "whole")
     assert len(whole) == (2 if job == "evaluate" else 3 * 25)
     for number in range(report["outs"]):
         assert contents(tmp_path / f"out{number}") == whole
+
+
+@pytest.mark.slow
+def test_training_killed_at_random_moments(tmp_path: Path, checkpoint: Path) -> None:
+    """Weights, optimiser and random generators end as in a run that was left alone, to the bit."""
+    report = helper("kill", "train", checkpoint, tmp_path, 25, 3)
+    assert report["kills"] == 25
+    whole = trained(tmp_path / "whole")
+    assert {"a.pt", "ft.pt", "last.pt", "state.pt"} < set(whole)
+    assert len(whole["history.jsonl"]) == 2 * (4 + 3)
+    for number in range(report["outs"]):
+        out = trained(tmp_path / f"out{number}")
+        assert out == whole
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """What a training left, but for how long its steps took and where it took its list of images from."""
+    from wsod.models import read_checkpoint
+
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("history.csv", "history.png"):
+        files[name] = len(files[name]) > 0
+    for name in ("a.pt", "ft.pt", "last.pt"):
+        contents = read_checkpoint(folder / name)
+        weights = {key: value.numpy().tobytes() for key, value in contents["state"].items()}
+        files[name] = weights, contents["metrics"]
+    lines = [json.loads(line) for line in files["history.jsonl"].splitlines()]
+    return {**files, "history.jsonl": [{**line, "seconds": 0} for line in lines]}
 
 
 @pytest.mark.slow

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import random
 import resource
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,6 @@ from PIL import Image
 
 from atcon.config import FinetuneConfig, config_from_tables
 from atcon.train import Event, finetune, resume
-from tests.conftest import ROOT
-from wsod.config import dump_toml
 from wsod.errors import CheckpointError, ConfigError
 from wsod.models import load_classifier, read_checkpoint
 
@@ -76,56 +70,6 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, room: int, 
     resume(tmp_path / "full", device="cpu")
     assert same(tmp_path / "full" / "last.pt", tmp_path / "whole" / "last.pt")
     assert [line["step"] for line in history(tmp_path / "full")] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """SIGKILL at random moments, again and again: nothing but the steps since the last save is lost."""
-    config = made({"a": {"steps": 12}, "b": {"steps": 12}}, seed=3)
-    (tmp_path / "recipe.toml").write_text(dump_toml(config))
-    finetune(config, tmp_path / "whole", device="cpu")
-    cut = tmp_path / "cut"
-    command = [sys.executable, "-m", "atcon", "finetune", "--device", "cpu"]
-    chance, kills = random.Random(5), 0
-    for _ in range(20):
-        before = _progress(cut)
-        fresh = not (cut / "config.toml").exists()
-        said = ["--recipe", tmp_path / "recipe.toml", "--out", cut] if fresh else ["--resume", cut]
-        process = subprocess.Popen(
-            [*command, *said], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # kill it so many lines of history later, at any place in the loop
-        goal, deadline = before + chance.randint(1, 20), time.monotonic() + 120
-        while process.poll() is None and _progress(cut) < goal and time.monotonic() < deadline:
-            time.sleep(0.001)
-        if process.poll() is None:
-            time.sleep(chance.random() * 0.03)
-            process.kill()
-            kills += 1
-        process.wait(timeout=60)
-        if (cut / "state.pt").exists():
-            state = torch.load(cut / "state.pt", weights_only=True)  # never half-written
-            done = 12 * state["stage"] + state["step"]
-            lost = max((12 * (e["stage"] == "b") + e["step"] for e in _whole_lines(cut)), default=0) - done
-            assert lost <= 2, "a state is saved every second step"
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
-    assert kills >= 2
-    for name in ("a.pt", "ft.pt", "last.pt"):
-        assert same(cut / name, tmp_path / "whole" / name), name
-    assert len(history(cut)) == len(history(tmp_path / "whole"))
-    assert not list(cut.glob(".*"))
-
-
-def _whole_lines(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "history.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _progress(folder: Path) -> int:
-    return len(_whole_lines(folder))
 
 
 def test_a_killed_write_is_cleared_away(tmp_path: Path) -> None:
