@@ -67,7 +67,7 @@ comes on top. *Supervision* is what the method itself uses, beyond that of the c
 
 ![One photo by the methods that need no further forward passes](images/maps.jpg)
 
-The same by methods that ask the network many times, or differentiate twice:
+Some that ask the network many times, or differentiate twice:
 
 ![One photo by the methods that need many forward passes](images/maps-many.jpg)
 
