@@ -9,7 +9,7 @@ DEVICE ?= auto
 JOBS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-fast check bench clean
+.PHONY: help quickstart install test test-fast check bench fuzz clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -54,8 +54,14 @@ check: $(VENV)/.installed-test  ## ruff and mypy, strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-test  ## every benchmark: ours over the peers', measured in one run
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.installed-test  ## every benchmark, ours over the peers': runs/benchmarks/benchmarks.md and .json
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+FUZZ_SECONDS ?= 600
+
+fuzz: $(VENV)/.installed-test  ## coverage-guided fuzzing of every parser, ten minutes each
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	@for parser in $$($(BIN)/python -m tests.fuzz.run); do echo "== $$parser"; $(BIN)/python -m tests.fuzz.run $$parser $(FUZZ_SECONDS) || exit 1; done
 
 clean:  ## remove what the other commands made (not your runs)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -58,8 +58,8 @@ setup(
         "atcon": ["py.typed", "recipes/*.toml"],
     },
     install_requires=[
-        "click>=8.1",
-        "defusedxml>=0.7",
+        "click>=8.2",
+        "defusedxml>=0.7.1",
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "matplotlib>=3.8",

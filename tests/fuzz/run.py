@@ -1,5 +1,7 @@
 """Coverage-guided fuzzing of one parser: python -m tests.fuzz.run PARSER [SECONDS] [FINDINGS]. Needs atheris.
 
+Without a parser, their names.
+
 A finding is anything but a WsodError: another exception, a crash, more than 10 seconds, more than 4 GiB. What
 a finding taught is kept as a case in tests/hostile.
 """
@@ -28,6 +30,9 @@ weights_only.Unpickler.load = atheris.instrument_func(weights_only.Unpickler.loa
 
 def main() -> None:
     """Run until the time is up or something is found."""
+    if len(sys.argv) == 1:
+        print(*PARSERS)
+        return
     name, seconds = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "600"
     findings = Path(sys.argv[3] if len(sys.argv) > 3 else f"runs/fuzz/{name}")
     findings.mkdir(parents=True, exist_ok=True)

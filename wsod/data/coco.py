@@ -40,7 +40,7 @@ class _Read:
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         self._rows = rows
-        self.columns = {key: [row.get(key) for row in rows] for key in columns}
+        self.columns: dict[str, list[Any]] = {key: [row.get(key) for row in rows] for key in columns}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -87,7 +87,7 @@ class Coco(Dataset):
         kinds = sorted(categories.read(range(len(categories))), key=lambda row: int(row["id"]))
         self.category_ids = tuple(int(row["id"]) for row in kinds)
         self.classes = tuple(self._class_name(row) for row in kinds)
-        self.image_ids = tuple(images.columns["id"])
+        self.image_ids: tuple[int, ...] = tuple(images.columns["id"])
         self.ids = self._names(images)
         self._labels = {number: label for label, number in enumerate(self.category_ids)}
         place = {number: n for n, number in enumerate(self.image_ids)}
