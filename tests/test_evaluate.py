@@ -262,6 +262,8 @@ def test_gpu_that_is_not_there(checkpoint: Path) -> None:
     count = torch.cuda.device_count()
     with pytest.raises(ConfigError, match=f"got {count} GPUs"):
         evaluate("gradcam", checkpoint=checkpoint, device=f"cuda:{count}")
+    with pytest.raises(ConfigError, match=f"got {count} GPUs"):
+        evaluate("center", device=f"cuda:{count}")
     with pytest.raises(ConfigError, match="auto, cpu, cuda"):
         evaluate("gradcam", checkpoint=checkpoint, device="gpu")
 

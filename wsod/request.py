@@ -152,18 +152,16 @@ def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
     asking = [f"--maps {name}" for name, method in run.methods.items() if not method.is_control]
     if "classifier" in needs:
         asking.append("metrics that ask the classifier")
-    if asking:
-        if request.checkpoint is None:
-            raise ConfigError(
-                ", ".join(asking),
-                "a classifier",
-                "no --checkpoint",
-                "Pass --checkpoint ft.pt, or a state dict with --arch NAME.",
-            )
+    if asking and request.checkpoint is None:
+        hint = "Pass --checkpoint ft.pt, or a state dict with --arch NAME."
+        raise ConfigError(", ".join(asking), "a classifier", "no --checkpoint", hint)
+    if asking or request.device not in ("auto", "cpu"):  # torch is slow to import, and controls need none
         from wsod.distributed import own_device
-        from wsod.models import load_classifier
 
         run.device = own_device(request.device)
+    if request.checkpoint is not None and asking:
+        from wsod.models import load_classifier
+
         run.classifier = load_classifier(
             request.checkpoint,
             arch=request.arch,
