@@ -50,7 +50,7 @@ def test_result_directory(tmp_path: Path, checkpoint: Path) -> None:
         ["gradcam", "center"], checkpoint=checkpoint, limit=12, out=tmp_path, save_maps=True, save_overlays=3
     )
     table = json.loads((tmp_path / "result.json").read_text())
-    assert table["schema"] == 2
+    assert table["schema"] == 3
     assert [row["maps"] for row in table["rows"]] == ["gradcam", "center"]
     assert table["rows"][0]["supervision"] == ["image labels", "threshold: evaluated split"]
     assert "image labels" not in table["rows"][1]["supervision"]
