@@ -69,9 +69,11 @@ comes on top. *Supervision* is what the method itself uses, beyond that of the c
 
 ![One photo by the methods that need no further forward passes](images/maps.jpg)
 
-Some that ask the network many times, or differentiate twice:
+Those that ask the network many times, or differentiate twice, some with fewer samples than their defaults:
 
 ![One photo by the methods that need many forward passes](images/maps-many.jpg)
+
+Not drawn: methods for transformers, and those that need a fit or a head of their own.
 
 {chr(10).join(rows)}
 """
