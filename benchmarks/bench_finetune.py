@@ -40,7 +40,7 @@ from torch.autograd import DeviceType
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from atcon import consistency_loss, supervised_loss
-from benchmarks.measure import report
+from benchmarks.measure import kilobytes, report
 from tests.atcon.slow_atcon import GuidedReLU, pearson, squash, swap
 from wsod.models import build_classifier
 from wsod.models.classifier import Classifier
@@ -152,12 +152,6 @@ def peak(arguments: argparse.Namespace, kind: str) -> float:
     command += ["--batch", str(arguments.batch), "--size", str(arguments.size)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.split()[-1])
-
-
-def kilobytes(key: str) -> float:
-    """A line of this process's memory status."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line.split()[1] for line in status if line.startswith(key)))
 
 
 def on_cpu(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -21,9 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.nn.functional as F
-from bench_finetune import kilobytes
 from map_peers import peers
-from measure import Row, report, row, spent
+from measure import Row, kilobytes, report, row, spent
 from torch import Tensor, nn
 
 from atcon.objectives import isnet_loss, rrr_loss

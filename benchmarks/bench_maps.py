@@ -39,6 +39,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 from map_peers import MODULES, Maker, Work, peers
 from map_pipeline import images_a_second
+from measure import kilobytes
 from torch import Tensor, nn
 
 from wsod.maps import METHODS, attention_maps
@@ -216,19 +217,14 @@ def _print_peak(name: str, who: str, batch: int, device: str) -> None:
         with torch.no_grad():
             classifier(images[:1, :, :64, :64])
         Path("/proc/self/clear_refs").write_text("5")
-        before = _kilobytes("VmRSS")
+        before = kilobytes("VmRSS")
         work()
-        print((_kilobytes("VmHWM") - before) / 1e3)
+        print((kilobytes("VmHWM") - before) / 1e3)
         return
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     work()
     print((torch.cuda.max_memory_allocated() - before) / 1e6)
-
-
-def _kilobytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def _for(row: Row, device: str) -> Classifier:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import kilobytes
 
 from wsod.board import Board
 from wsod.data import open_dataset
@@ -63,20 +64,14 @@ def scenes(dataset: Dataset) -> Scenes:
     return found
 
 
-def resident(key: str) -> int:
-    """Bytes: VmHWM, the peak so far; VmRSS, now."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-
 def grown(count: Callable[[int], None], counts: tuple[int, ...]) -> list[int]:
     """Bytes beyond the start, at the peak, after so many images each."""
-    before, done, found = resident("VmRSS"), 0, []
+    before, done, found = kilobytes("VmRSS"), 0, []
     for target in counts:
         for number in range(done, target):
             count(number)
         done = target
-        found.append(max(0, resident("VmHWM") - before))
+        found.append(max(0, 1024 * (kilobytes("VmHWM") - before)))
     return found
 
 

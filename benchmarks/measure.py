@@ -21,6 +21,12 @@ def options(doc: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def kilobytes(field: str) -> int:
+    """Of this process's memory: VmRSS, now; VmHWM, at its peak so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
 def spent(work: Callable[[], object]) -> float:
     """CPU seconds of this process, so that a busy machine changes little."""
     start = time.process_time()

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from wsod import __version__
-from wsod.report.commands import COMMANDS, FORMAT, PUBLISHED
-from wsod.report.complete import ARCHITECTURES, DATA, MAPS, METHOD, METRICS, PROTOCOLS
+from wsod.report.commands import ARCH, COMMANDS, FORMAT, METRICS_ONLY, PUBLISHED, SIZE, TARGET_LAYER
+from wsod.report.complete import DATA, MAPS, METHOD, PROTOCOLS
 from wsod.report.console import Group, console, progress_bar, warn
 
 __all__ = ["main"]
@@ -43,17 +43,9 @@ def _shared(function: Any) -> Any:
                 type=FILE,
                 help="ft.pt of `atcon finetune`, or a plain state dict (with --arch).",
             ),
-            click.option(
-                "--arch",
-                shell_complete=ARCHITECTURES,
-                help="Architecture of a plain state dict: a torchvision name, timm:NAME, module:factory.",
-            ),
-            click.option(
-                "--target-layer", metavar="PATH", help="Module whose output is mapped, such as layer3.1."
-            ),
-            click.option(
-                "--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own."
-            ),
+            ARCH,
+            TARGET_LAYER,
+            SIZE,
             click.option(
                 "--data",
                 default="shapes",
@@ -114,13 +106,7 @@ def _shared(function: Any) -> Any:
     metavar="KEY=VALUE",
     help="In place of the protocol's, such as maps.normalise=percentile. Repeat it for several.",
 )
-@click.option(
-    "--metrics",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=METRICS,
-    help="Only these metrics. Repeat it for several.",
-)
+@METRICS_ONLY
 @click.option(
     "--threshold-from",
     type=FILE,
@@ -172,9 +158,9 @@ def evaluate(
 @main.command()
 @click.argument("method", shell_complete=METHOD)
 @click.option("--checkpoint", type=FILE, required=True, help="ft.pt, or a plain state dict (with --arch).")
-@click.option("--arch", shell_complete=ARCHITECTURES, help="Architecture of a plain state dict.")
-@click.option("--target-layer", metavar="PATH", help="Module whose output is mapped.")
-@click.option("--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own.")
+@ARCH
+@TARGET_LAYER
+@SIZE
 @click.option(
     "--data",
     default="shapes",
@@ -268,9 +254,9 @@ def list_command(kind: str | None, markdown: bool) -> None:
     shell_complete=METHOD,
 )
 @click.option("--checkpoint", type=FILE, required=True, help="ft.pt, or a plain state dict (with --arch).")
-@click.option("--arch", shell_complete=ARCHITECTURES, help="Architecture of a plain state dict.")
-@click.option("--target-layer", metavar="PATH", help="Module whose output is mapped.")
-@click.option("--size", type=click.IntRange(min=8), help="Input side in pixels.")
+@ARCH
+@TARGET_LAYER
+@SIZE
 @click.option("--out", type=FILE, required=True, help="The .onnx file.")
 def export(methods: tuple[str, ...], checkpoint: Path, out: Path, **options: Any) -> None:
     """Write a classifier and its maps as one ONNX graph, for maps that need no gradient."""

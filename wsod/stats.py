@@ -167,8 +167,9 @@ def bootstrap_interval(
     def score(weights: Floats) -> Floats:
         return share * mean_of(*_weighted(weights, totals), average)[:, None]
 
-    options = {"resamples": resamples, "confidence": confidence, "seed": seed}
-    intervals = resampled_intervals(len(first), score, strata=groups, **options)  # type: ignore[arg-type]
+    intervals = resampled_intervals(
+        len(first), score, strata=groups, resamples=resamples, confidence=confidence, seed=seed
+    )
     return None if intervals is None else intervals[0]
 
 

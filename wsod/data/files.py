@@ -7,6 +7,7 @@ import json
 import math
 import stat
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,24 @@ from typing import Any
 from wsod.errors import DataError
 
 __all__ = [
+    "CORNERS",
     "MAX_CLASSES",
     "Member",
     "check_regular",
+    "corners",
     "finite",
     "inside",
     "read_bytes",
+    "read_classes",
     "read_json",
     "read_lines",
 ]
 
 MAX_CLASSES = 1_000_000
 """Labels from this on are refused: a table a class would not fit."""
+
+CORNERS = ("x0", "y0", "x1", "y1")
+"""What a box's columns or keys are called."""
 
 MAX_UNPACKED = 1 << 28
 """Bytes a gzipped list may unpack to: a small file can hold any number."""
@@ -123,6 +130,18 @@ def read_lines(path: Path | Member) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names, one a line.
+
+    Raises:
+        DataError: naming the file, without any, or with one twice.
+    """
+    names = tuple(read_lines(path))
+    if len(set(names)) != len(names) or not names:
+        raise DataError(path, "different class names, one a line", f"{len(names)} lines")
+    return names
+
+
 def read_json(path: Path | Member) -> Any:
     """The value a JSON file holds.
 
@@ -152,6 +171,19 @@ def finite(value: object) -> float:
     if not math.isfinite(number):
         raise ValueError(f"no finite number: {value!r}")
     return number
+
+
+def corners(row: Mapping[str, Any], where: object) -> tuple[float, ...]:
+    """A row's x0, y0, x1, y1.
+
+    Raises:
+        DataError: naming the row, for anything but finite numbers.
+    """
+    try:
+        return tuple(finite(row.get(key)) for key in CORNERS)
+    except ValueError:
+        got = str([row.get(key) for key in CORNERS])[:200]
+        raise DataError(where, "numbers x0, y0, x1, y1", got) from None
 
 
 def inside(name: object, where: object, what: str) -> str:

@@ -27,15 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.data.dataset import ENDINGS, Dataset, image_size
-from wsod.data.files import finite, read_bytes, read_json, read_lines
+from wsod.data.files import CORNERS, corners, read_bytes, read_classes, read_json, read_lines
 from wsod.data.masks import PngMasks
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
 from wsod.types import Sample
 
 __all__ = ["Folder", "components"]
-
-CORNERS = ("x0", "y0", "x1", "y1")
 
 
 @dataclass(frozen=True)
@@ -141,9 +139,7 @@ class Folder(Dataset):
             if self._masks is not None:
                 raise DataError(path, "class names, one a line, for the values in masks/", "no such file")
             return tuple(sorted(used))
-        names = tuple(read_lines(path))
-        if len(set(names)) != len(names) or not names:
-            raise DataError(path, "different class names, one a line", f"{len(names)} lines")
+        names = read_classes(path)
         for label, where in used.items():
             if label not in names:
                 raise DataError(where, "a class of classes.txt", repr(label), nearest(label, list(names)))
@@ -216,11 +212,7 @@ def _word(row: Mapping[str, Any], key: str, where: str) -> str:
 
 def _parse(row: Mapping[str, Any], label: str, where: str) -> _Row:
     """A row with its box and flag."""
-    try:
-        box = tuple(finite(row.get(key)) for key in CORNERS)
-    except ValueError:
-        got = str([row.get(key) for key in CORNERS])[:200]
-        raise DataError(where, "numbers x0, y0, x1, y1", got) from None
+    box = corners(row, where)
     flag = str(row.get("difficult") or 0).lower()
     if flag not in ("0", "1", "false", "true"):
         raise DataError(where, "difficult 0 or 1", repr(row["difficult"])[:200])

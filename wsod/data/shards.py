@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from wsod.data.dataset import ENDINGS, Dataset, image_size, read_image
-from wsod.data.files import Member, check_regular, finite, inside, read_bytes, read_json, read_lines
+from wsod.data.files import Member, check_regular, corners, inside, read_bytes, read_classes, read_json
 from wsod.data.masks import PngMasks
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
@@ -34,7 +34,6 @@ from wsod.types import Sample
 
 __all__ = ["Shards"]
 
-CORNERS = ("x0", "y0", "x1", "y1")
 KINDS = ("image", "json", "cls", "mask")
 MASKS = (".mask.png", ".seg.png")
 
@@ -67,10 +66,7 @@ class Shards(Dataset):
             raise DataError(self.root, "tar files, such as val-000000.tar", "none")
         self.splits = tuple(tars)
         self.split = self._known_split(self.split)
-        path = self.root / "classes.txt"
-        self.classes = tuple(read_lines(path))
-        if len(set(self.classes)) != len(self.classes) or not self.classes:
-            raise DataError(path, "different class names, one a line", f"{len(self.classes)} lines")
+        self.classes = read_classes(self.root / "classes.txt")
         self._labels = {name: label for label, name in enumerate(self.classes)}
         self._tars = tuple(tars[self.split])
         # of each image, its tar, and where its files begin and how long they are (-1: none)
@@ -182,11 +178,7 @@ class Shards(Dataset):
         if not isinstance(row, Mapping):
             raise DataError(member, "objects with label, x0, y0, x1, y1", repr(row)[:200])
         label = self._label(row.get("label"), member)
-        try:
-            x0, y0, x1, y1 = (finite(row.get(key)) for key in CORNERS)
-        except ValueError:
-            got = str([row.get(key) for key in CORNERS])[:200]
-            raise DataError(member, "numbers x0, y0, x1, y1", got) from None
+        x0, y0, x1, y1 = corners(row, member)
         if not (0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0]):
             got = f"({x0:g}, {y0:g}, {x1:g}, {y1:g})"
             raise DataError(member, f"a non-empty box inside {size[1]}x{size[0]}", got)

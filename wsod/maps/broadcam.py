@@ -197,15 +197,7 @@ def broadcam(
         ConfigError: without a fit.
         CheckpointError: where it is not one, or of other classes.
     """
-    if not fit:
-        raise ConfigError(
-            "broadcam",
-            "a fit: broadcam:fit=FILE",
-            "none",
-            "Make one: wsod fit broadcam --checkpoint ft.pt --data SPEC --out FILE.",
-        )
-    fitted = fit if isinstance(fit, Fitted) else Fitted.load(fit, "broadcam")
-    fitted.check(tape.classifier)
+    fitted = Fitted.given(fit, "broadcam", tape.classifier)
     features = stacked([tape.features_at(path) for path in layers or fitted.layers])
     weights = fitted.tensors["weights"].to(features.device, features.dtype).T[cases[:, 1].to(features.device)]
     return rectify(combine(weights, tape.select(cases, features)), relu)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wsod.config import plain
-from wsod.errors import CheckpointError
+from wsod.errors import CheckpointError, ConfigError
 from wsod.models.checkpoint import load_file
 from wsod.models.classifier import Classifier
 
@@ -84,6 +84,21 @@ class Fitted:
             dict(contents["tensors"]),
             dict(contents["about"]),
         )
+
+    @classmethod
+    def given(cls, fit: str | Fitted, method: str, classifier: Classifier) -> Fitted:
+        """What a map method's option `fit` names, for this classifier.
+
+        Raises:
+            ConfigError: without a fit.
+            CheckpointError: where it is not one of this method, or of other classes.
+        """
+        if not fit:
+            hint = f"Make one: wsod fit {method} --checkpoint ft.pt --data SPEC --out FILE."
+            raise ConfigError(method, f"a fit: {method}:fit=FILE", "none", hint)
+        fitted = fit if isinstance(fit, Fitted) else cls.load(fit, method)
+        fitted.check(classifier)
+        return fitted
 
     def check(self, classifier: Classifier) -> None:
         """Refuse a classifier of other classes.

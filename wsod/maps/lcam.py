@@ -195,11 +195,7 @@ def lcam(
         ConfigError: without a fit.
         CheckpointError: where it is not one, or of other classes.
     """
-    if not fit:
-        hint = "Make one: wsod fit lcam --checkpoint ft.pt --data SPEC --out FILE."
-        raise ConfigError("lcam", "a fit: lcam:fit=FILE", "none", hint)
-    fitted = fit if isinstance(fit, Fitted) else Fitted.load(fit, "lcam")
-    fitted.check(tape.classifier)
+    fitted = Fitted.given(fit, "lcam", tape.classifier)
     (path,) = layers or fitted.layers
     features = tape.features_at(path)
     labels = cases[:, 1].to(features.device)

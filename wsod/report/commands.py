@@ -11,7 +11,7 @@ from wsod.errors import ConfigError
 from wsod.report.complete import ARCHITECTURES, DATA, METHOD, METRICS, RUN
 from wsod.report.console import console, progress_bar, warn
 
-__all__ = ["COMMANDS", "FORMAT", "PUBLISHED"]
+__all__ = ["ARCH", "COMMANDS", "FORMAT", "METRICS_ONLY", "PUBLISHED", "SIZE", "TARGET_LAYER"]
 
 FILE = click.Path(path_type=Path)
 FORMAT = click.option(
@@ -24,6 +24,24 @@ FORMAT = click.option(
 )
 PUBLISHED = click.option(
     "--published", is_flag=True, help="Beside them, what others printed for this protocol, with its source."
+)
+METRICS_ONLY = click.option(
+    "--metrics",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=METRICS,
+    help="Only these metrics. Repeat it for several.",
+)
+ARCH = click.option(
+    "--arch",
+    shell_complete=ARCHITECTURES,
+    help="Architecture of a plain state dict: a torchvision name, timm:NAME, module:factory.",
+)
+TARGET_LAYER = click.option(
+    "--target-layer", metavar="PATH", help="Module whose output is mapped, such as layer3.1."
+)
+SIZE = click.option(
+    "--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own."
 )
 RUNS = click.argument("runs", nargs=-1, required=True, type=FILE)
 
@@ -51,13 +69,7 @@ def table(runs: tuple[Path, ...], style: str, published: bool) -> None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN[:MAPS]...", shell_complete=RUN)
-@click.option(
-    "--metrics",
-    multiple=True,
-    metavar="NAME",
-    shell_complete=METRICS,
-    help="Only these metrics. Repeat it for several.",
-)
+@METRICS_ONLY
 @click.option(
     "--changes",
     multiple=True,
@@ -172,9 +184,9 @@ def report(
     help="Map method, with its options if wanted, as in lrp:rule=gamma. Repeat it.",
 )
 @click.option("--checkpoint", type=FILE, help="ft.pt of `atcon finetune`, or a state dict (with --arch).")
-@click.option("--arch", shell_complete=ARCHITECTURES, help="Architecture of a plain state dict.")
-@click.option("--target-layer", metavar="PATH", help="Module whose output is mapped, such as layer3.1.")
-@click.option("--size", type=click.IntRange(min=8), help="Input side in pixels, instead of the model's own.")
+@ARCH
+@TARGET_LAYER
+@SIZE
 @click.option(
     "--label", "labels", multiple=True, metavar="CLASS", help="Class; the predicted one if not given."
 )
