@@ -126,7 +126,7 @@ def test_wsol_pxap(tmp_path: Path, split: str, key: str, where: str) -> None:
         assert hits(score["curve"]["recall"], wanted["n_positive"]) == above.tolist()
 
 
-@pytest.mark.parametrize("run", range(8))
+@pytest.mark.parametrize("run", [0, *(pytest.param(run, marks=pytest.mark.slow) for run in range(1, 8))])
 def test_topk_loc(tmp_path: Path, run: int) -> None:
     """All classes' maps with the classifier's ranking, as .npz."""
     inputs, arrays, expected = group("topk_loc")

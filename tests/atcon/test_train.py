@@ -91,6 +91,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
     assert [line["step"] for line in lines if line["stage"] == "atcon" and "evaluation" in line] == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_config_toml_makes_the_same_run(finished: Path, tmp_path: Path) -> None:
     finetune(load_config(finished / "config.toml"), tmp_path / "again", device="cpu")
     assert same(finished / "ft.pt", tmp_path / "again" / "ft.pt")
@@ -111,7 +112,12 @@ def killer(stage: str, step: int) -> Callable[[Event], None]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "step"), [("start", 1), ("start", 3), ("atcon", 1), ("atcon", 3), ("atcon", 4)]
+    ("stage", "step"),
+    [
+        ("start", 1),
+        *(pytest.param(*at, marks=pytest.mark.slow) for at in (("start", 3), ("atcon", 1), ("atcon", 4))),
+        ("atcon", 3),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(finished: Path, tmp_path: Path, stage: str, step: int) -> None:
     with pytest.raises(Killed):

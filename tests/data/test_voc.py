@@ -100,6 +100,7 @@ def voc2007_test(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_voc2007_test_annotations_without_images(voc2007_test: Path) -> None:
     dataset = open_dataset(f"voc2007:{voc2007_test}")
     assert dataset.split == "test"

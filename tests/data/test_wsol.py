@@ -17,6 +17,7 @@ from wsod.errors import ConfigError, DataError
 
 
 @needs_shared
+@pytest.mark.slow
 def test_imagenet_lists_at_full_size() -> None:
     assert SHARED is not None
     path = SHARED / "data/wsol_metadata/ILSVRC_test"
