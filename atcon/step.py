@@ -107,7 +107,7 @@ class Stepper:
         self, step: int, active: Mapping[str, float], batches: Mapping[str, tuple[Batch, int]]
     ) -> dict[str, Tensor]:
         """`_gradients`, in smaller parts from here on where memory runs out: their sum is the same."""
-        before, random = self.halved, self._random()
+        before, random = self.halved, self.world.random_states()
         while True:
             short = False
             try:
@@ -123,7 +123,7 @@ class Stepper:
             largest = max(len(batch) for batch, _ in batches.values())
             self._check_halving(step, active, largest)
             self.halved += 1
-            self._random(random)
+            self.world.set_random_states(random)
         if self.halved > before:
             parts = self.stage.accumulate << self.halved
             tell(f"out of memory: stage {self.name} splits a batch into {parts} parts from here on")
@@ -140,16 +140,6 @@ class Stepper:
             if any(isinstance(part, _BatchNorm) and part.training for part in self.classifier.modules()):
                 hint = f"Smaller parts would have other batch statistics: set train.batch={room // 2}, "
                 raise ModelError(where, f"room for {room} images", got, hint + "or train.batch_norm=frozen.")
-
-    def _random(self, state: list[Tensor] | None = None) -> list[Tensor]:
-        """The states of the random generators; or set them."""
-        gpu = self.world.device.type == "cuda"
-        if state is not None:
-            torch.set_rng_state(state[0])
-            if gpu:
-                torch.cuda.set_rng_state(state[1], self.world.device)
-            return state
-        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.world.device)] if gpu else [])]
 
     def _gradients(
         self, step: int, active: Mapping[str, float], batches: Mapping[str, tuple[Batch, int]]

@@ -280,7 +280,6 @@ class _Training:
         self.progress(Event(kind, name, self.step, steps, values))
 
     def _save(self, optimiser: torch.optim.Optimizer | None) -> None:
-        on_gpu = self.world.device.type == "cuda"
         self.run.save_state(
             {
                 "stage": self.stage_number,
@@ -292,10 +291,7 @@ class _Training:
                 "network": self.classifier.network.state_dict(),
                 "optimiser": None if optimiser is None else optimiser.state_dict(),
                 # one a process
-                "random": self.world.gather(torch.get_rng_state()),
-                "random_cuda": self.world.gather(torch.cuda.get_rng_state(self.world.device))
-                if on_gpu
-                else [],
+                "random": self.world.gather(self.world.random_states()),
             }
         )
 
@@ -307,9 +303,7 @@ class _Training:
         self.optimiser_state = state["optimiser"]
         rank = self.world.rank
         if rank < len(state["random"]):
-            torch.set_rng_state(state["random"][rank])
-        if rank < len(state["random_cuda"]) and self.world.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"][rank], self.world.device)
+            self.world.set_random_states(state["random"][rank])
 
 
 def _check_shares(name: str, stage: StageConfig, sizes: Mapping[str, int], processes: int) -> None:

@@ -84,6 +84,17 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
+    def random_states(self) -> list[Tensor]:
+        """Of torch's random generators here: the processor's, and its GPU's where it has one."""
+        gpu = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
+        return [torch.get_rng_state(), *gpu]
+
+    def set_random_states(self, states: Sequence[Tensor]) -> None:
+        """Go on from `random_states`; a GPU's is left out where there is none."""
+        torch.set_rng_state(states[0])
+        if self.device.type == "cuda" and len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self.device)
+
     def add_up(self, gradients: Sequence[nn.Parameter], numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Replace every gradient by the sum over processes, and return the sums of numbers of the same names.
 

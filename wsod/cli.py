@@ -53,7 +53,7 @@ def _shared(function: Any) -> Any:
                 metavar="SPEC",
                 shell_complete=DATA,
                 help="shapes, voc2007:ROOT, voc2012:ROOT, coco:IMAGES,FILE.json, "
-                "wsol:METADATA[,IMAGES], folder:DIR.",
+                "wsol:METADATA[,IMAGES], folder:DIR, shards:DIR; `wsod list data` has them all.",
             ),
             click.option("--split", help="Split of the data set; its usual evaluation split if not given."),
             click.option(
