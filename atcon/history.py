@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsod.errors import ConfigError
+from wsod.errors import ConfigError, DataError
 
 __all__ = ["Board", "draw_curves", "read_history", "write_csv"]
 
@@ -16,9 +16,17 @@ Entry = Mapping[str, Any]
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `history.jsonl`: {"stage", "step", scalars…} a step, {"stage", "step", "evaluation"}."""
-    text = (folder / "history.jsonl").read_text("utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    """The lines of `history.jsonl`: {"stage", "step", scalars…} a step, {"stage", "step", "evaluation"}.
+
+    Raises:
+        DataError: naming the file, where it was damaged.
+    """
+    path = folder / "history.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError) as error:
+        hint = "Delete it to go on without what it said."
+        raise DataError(path, "a line of JSON a step", error, hint) from error
 
 
 def _scalars(entry: Entry) -> Iterator[tuple[str, float]]:

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from atcon.history import Board, draw_curves, read_history, write_csv
 from atcon.subsets import Subset, save_subset
 from wsod.config import dump_toml, plain, read_toml, write_text
 from wsod.errors import CheckpointError, ConfigError
-from wsod.models import Classifier, save_checkpoint
+from wsod.models import Classifier, read_checkpoint, save_checkpoint
 from wsod.models.checkpoint import load_file, save_file
+from wsod.output import write_bytes
 
-__all__ = ["Run"]
+__all__ = ["Run", "of_this_run"]
 
 _FILES = ("config.toml", "history.jsonl", "state.pt", "ft.pt")
 
@@ -159,14 +160,27 @@ class Run:
         path = self.folder / "state.pt"
         state = load_file(path) if path.exists() else None
         self.lines = state["lines"] if state is not None else 0
+        if state is not None:
+            read_checkpoint(self.folder / "ft.pt")  # the best so far: nothing writes it again
         if not self.writes:
             return state
         for left in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         if history.exists():
-            lines = history.read_text("utf-8").splitlines(keepends=True)
-            write_text(history, "".join(lines[: self.lines]))
+            lines = history.read_bytes().splitlines(keepends=True)
+            write_bytes(history, b"".join(lines[: self.lines]))
         return state
+
+
+@contextmanager
+def of_this_run(folder: Path) -> Iterator[None]:
+    """A saved state that does not fit the run is a fault of its folder, in one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        got = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        hint = "Put config.toml and the data set back as they were, or begin anew in another --out."
+        raise CheckpointError(folder / "state.pt", "the state of this run", got, hint) from error
 
 
 @contextmanager
@@ -179,7 +193,8 @@ def _aside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, error: OSError) -> CheckpointError:

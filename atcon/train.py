@@ -19,7 +19,7 @@ from atcon.config import FinetuneConfig
 from atcon.data import Batch, batches, stream
 from atcon.judge import Best, evaluate_classifier, selection
 from atcon.pools import open_sources
-from atcon.run import Run
+from atcon.run import Run, of_this_run
 from atcon.schedules import steps_of, weights
 from atcon.stages import StageConfig
 from atcon.step import Stepper
@@ -166,10 +166,11 @@ class _Training:
         world.wait()
         # what is drawn while training, such as dropout, differs between processes
         torch.manual_seed(self.config.seed + 7919 * world.rank)
-        state = self.run.load_state() if resumed else None
-        world.wait()
-        if state is not None:
-            self._restore(state)
+        with of_this_run(folder):
+            state = self.run.load_state() if resumed else None
+            world.wait()
+            if state is not None:
+                self._restore(state)
 
     def train(self, folder: Path, *, resumed: bool) -> Path:
         self._open(folder, resumed)
@@ -198,7 +199,8 @@ class _Training:
         self._begin(name, stage)
         take = Stepper(name, stage, steps, self.classifier, self.objectives[name], self.world, self.halved)
         if self.optimiser_state is not None:
-            take.optimiser.load_state_dict(self.optimiser_state)
+            with of_this_run(self.run.folder):
+                take.optimiser.load_state_dict(self.optimiser_state)
         best = Best(selection(name, stage, self.classifier.task), self.best_state)
         # another order of images in every stage
         seed = self.config.seed * 1009 + self.stage_number
@@ -231,7 +233,7 @@ class _Training:
                 self._save(take.optimiser)
             if stop:
                 self.run.draw()
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"Go on with --resume {self.run.folder}.")
         self._tell("end", name, steps, best.metrics)
 
     def _begin(self, name: str, stage: StageConfig) -> None:

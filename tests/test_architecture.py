@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"errors", "types", "registry", "config", "scoremaps", "boxes"},
     "protocols": {"errors", "registry", "config", "scoremaps", "metrics"},
     "models": {"errors", "types", "registry", "config"},
-    "maps": {"errors", "types", "registry", "config", "memory", "models"},
+    "maps": {"errors", "types", "registry", "config", "memory", "models", "output"},
     "pickles": set(),
     "mapfiles": {"errors", "types", "output", "pickles"},
     "store": {"errors", "types", "mapfiles", "output"},
@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         "store",
         "detectionfiles",
     },
-    "kept": {"", "errors", "types", "config", "distributed", "pipeline", "request", "store"},
+    "kept": {"", "errors", "types", "config", "distributed", "pipeline", "request", "results", "store"},
 }
 EVERYTHING = {*ALLOWED, "evaluation"}
 ALLOWED["evaluation"] = EVERYTHING | {"report"}  # pictures of a run are drawn where its maps are at hand

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import wsod.results
 from tests.conftest import ROOT
-from wsod.errors import ConfigError, OutputError
+from wsod.errors import ConfigError, DataError, OutputError
 from wsod.evaluation import compute_maps, evaluate
+from wsod.fitting import fit_method
 from wsod.output import only_writer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked and killed")
@@ -154,3 +157,62 @@ def test_half_a_last_line_is_left_out(tmp_path: Path, checkpoint: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     assert compute_maps("gradcam", tmp_path, **options)[0] == 2
     assert compute_maps("gradcam", tmp_path, **options)[0] == 0
+
+
+@pytest.mark.slow
+def test_maps_of_another_fit_are_not_mixed(tmp_path: Path, checkpoint: Path) -> None:
+    """Though the file has the same name. And what a method's options name is no place to write to."""
+    data = {"data": "shapes:count=4,size=48", "device": "cpu"}
+    fits = f"{tmp_path}/a/../a/fits"
+    (tmp_path / "a/fits").mkdir(parents=True)
+    out, maps = tmp_path / "out", f"broadcam:fit={fits}/broadcam.pt"
+    for limit in (3, 4):
+        fit_method(
+            "broadcam", f"{fits}/broadcam.pt", checkpoint=checkpoint, split="test", limit=limit, **data
+        )
+        assert evaluate(maps, out=tmp_path / "run", checkpoint=checkpoint, save_maps=True, **data).rows
+        if limit == 3:
+            compute_maps(maps, out, checkpoint=checkpoint, **data)
+    (before,), (after,) = out.rglob("test_00000.npz"), (tmp_path / "run/maps").rglob("test_00000.npz")
+    assert not np.array_equal(np.load(before)["values"], np.load(after)["values"])
+    assert before.parents[1] == out
+    with pytest.raises(ConfigError, match="maps made with fit = "):
+        compute_maps(maps, out, checkpoint=checkpoint, **data)
+
+
+def test_controls_at_another_frame_are_not_mixed(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": "shapes:count=2,size=48", "save_maps": True, "out": tmp_path}
+    for frame in ("0", "32"):
+        evaluate("center", settings=[f"maps.frame={frame}"], metrics=["max_box_acc"], **options)
+    values = np.load(tmp_path / "maps/center/test_00000.npz")["values"]
+    assert values.shape[1:] == (32, 32)
+
+
+def test_what_a_stopped_run_had_is_gone_when_it_is_done_otherwise(tmp_path: Path, checkpoint: Path) -> None:
+    options: dict[str, Any] = {"checkpoint": checkpoint, "limit": 2, "device": "cpu", "out": tmp_path}
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        evaluate("gradcam", metrics=["pointing_game"], progress=stop, **options)
+    assert (tmp_path / ".maps").exists()
+    evaluate("gradcam", metrics=["pointing_game"], save_maps=True, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"maps", "cases.jsonl", "result.json"}
+
+
+def test_no_result_beside_the_cases_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process killed between the two files."""
+    evaluate("center", limit=2, metrics=["pointing_game"], out=tmp_path)
+    whole = wsod.results.write_text
+
+    def write(path: Path, text: str, **about: Any) -> None:
+        if path.name == "result.json":
+            raise InterruptedError
+        whole(path, text, **about)
+
+    monkeypatch.setattr("wsod.results.write_text", write)
+    with pytest.raises(InterruptedError):
+        evaluate("center", limit=3, metrics=["pointing_game"], out=tmp_path)
+    with pytest.raises(DataError, match=r"a result\.json of `wsod evaluate --out`, got no such file"):
+        wsod.results.Result.load(tmp_path)

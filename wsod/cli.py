@@ -208,6 +208,7 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
     """
     from wsod.distributed import speaks
     from wsod.evaluation import compute_maps
+    from wsod.store import folder_name
 
     with progress_bar("computing maps") as progress:
         computed, faults = compute_maps(maps, out, progress=progress, notice=warn, **options)
@@ -219,7 +220,7 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
         console().print(f"pictures: {out}/overlays", markup=False)
     console().print(
         f"maps of {computed} images written to {out} ({len(faults)} skipped); score them with: "
-        f"wsod evaluate --maps {out}/{maps[0]} --data {options['data']}",
+        f"wsod evaluate --maps {out / folder_name(maps[0])} --data {options['data']}",
         markup=False,
     )
 

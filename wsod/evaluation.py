@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,6 +31,8 @@ __all__ = ["compute_maps", "evaluate"]
 
 # pictures of maps that no protocol has chosen a threshold for: 20 % of the maximum, as heatmap_to_boxes
 CLAIM = 0.2
+# where a run that keeps no maps has them while it lasts
+UNFINISHED = ".maps"
 Progress = Callable[[int, int], None]
 Notice = Callable[[str], None]
 T = TypeVar("T")
@@ -196,24 +199,24 @@ def _evaluate(
         for name in (*run.methods, *run.stores, *run.detections)
     }
     with nullcontext() if out is None else world.only_writers(out):
-        kept = None if out is None else _kept(run, out, world, notice)
+        kept = None if out is None else _kept(run, out, protocol.maps.frame, world, notice)
         shown, skipped = _count(run, boards, protocol.maps.frame, kept, world, progress)
         whole = _finished(run, boards, protocol, skipped) if world.first else None
         if out is not None and whole is not None:
             _draw(run, out, shown, {name: board.threshold() for name, board in boards.items()}, protocol.maps)
             whole.save(out)
-            if kept is not None and not request.save_maps:
-                kept.remove()
+            shutil.rmtree(out / UNFINISHED, ignore_errors=True)
         told: Result = world.tell(whole and replace(whole, cases=()))
     return whole or told
 
 
-def _kept(run: Run, out: Path, world: World, notice: Notice | None) -> KeptMaps:
+def _kept(run: Run, out: Path, frame: int, world: World, notice: Notice | None) -> KeptMaps:
     """The maps that a stopped run goes on from, in OUT/maps if they are asked for."""
-    if run.request.save_maps:
-        return KeptMaps(run, out / "maps", run.methods, world, anew=True, notice=notice)
-    costly = [name for name, method in run.methods.items() if not method.is_control]
-    return KeptMaps(run, out / ".maps", costly, world, anew=True, notice=notice)
+    folder, names = out / "maps", list(run.methods)
+    if not run.request.save_maps:
+        folder = out / UNFINISHED
+        names = [name for name, method in run.methods.items() if not method.is_control]
+    return KeptMaps(run, folder, names, world, frame=frame, anew=True, notice=notice)
 
 
 def _count(

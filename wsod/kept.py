@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,15 @@ from wsod.distributed import World
 from wsod.errors import MapError, WsodError
 from wsod.pipeline import Fault, iterate_maps
 from wsod.request import Run
-from wsod.store import MapStore
+from wsod.results import Result
+from wsod.store import MapStore, folder_name
 from wsod.types import AttentionMaps, Sample
 
-__all__ = ["KeptMaps", "computed_maps"]
+__all__ = ["KeptMaps", "computed_maps", "made_for"]
 
 Item = tuple[Sample, dict[str, Any]]
+OPTIONS = ("data", "labels", "tta", "size", "target_layer")
+"""Of a request: those a map depends on."""
 
 
 class KeptMaps:
@@ -29,6 +31,7 @@ class KeptMaps:
         folder: each method's maps go to FOLDER/METHOD.
         names: the methods whose maps are kept.
         world: the processes that write them together; None = this one alone.
+        frame: side of the square that controls are made at; 0 = the image's own size.
         anew: start over where maps made otherwise are there, instead of refusing.
         notice: called with a sentence for each damaged file found.
 
@@ -43,15 +46,18 @@ class KeptMaps:
         names: Collection[str],
         world: World | None = None,
         *,
+        frame: int = 0,
         anew: bool = False,
         notice: Callable[[str], None] | None = None,
     ) -> None:
-        self.run, self.folder, self._notice = run, folder, notice
+        self.run, self.folder, self._notice, self._frame = run, folder, notice, frame
         self._world = world = world or World()
         if not world.first:
             world.wait()  # the first one has put in order what is there
         about = {"images": len(run.indices), "rank": world.rank}
-        self.stores = {name: MapStore(folder / name, len(run.classes), **about) for name in names}
+        self.stores = {
+            name: MapStore(folder / folder_name(name), len(run.classes), **about) for name in names
+        }
         if world.first:
             for name, store in self.stores.items():
                 store.begin(self._made(name), anew=anew)
@@ -61,12 +67,15 @@ class KeptMaps:
     def _made(self, name: str) -> dict[str, Any]:
         """All that a map of that method depends on, except the machine."""
         request, classifier = self.run.request, self.run.classifier
-        control = self.run.methods[name].is_control
-        about = {} if control or classifier is None else plain(classifier.about())
+        method = self.run.methods[name]
+        about = {} if method.is_control or classifier is None else plain(classifier.about())
         about.pop("loaded", None)  # where the file lies makes no difference
-        keys = ("data", "labels", "tta", "size", "target_layer")
-        options = {key: getattr(request, key) for key in keys}
-        made = {"wsod": __version__, "maps": name, "supervision": self.run.supervision(name)}
+        options = {key: getattr(request, key) for key in OPTIONS}
+        made: dict[str, Any] = {"wsod": __version__, "maps": name, "supervision": self.run.supervision(name)}
+        if method.is_control and self._frame:
+            made["frame"] = self._frame
+        if fit := getattr(method.options.get("fit"), "sha256", ""):
+            made["fit"] = fit
         return {**made, "checkpoint": about, **options, "split": self.run.dataset.split}
 
     def has(self, image_id: str, names: Collection[str]) -> bool:
@@ -126,9 +135,21 @@ class KeptMaps:
             about |= {"images": len(run.indices), "classes": run.classes, "config": plain(run.request)}
             store.finish(about)
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+def made_for(result: Result, folder: Path) -> bool:
+    """Whether the maps kept beside a result are those it was scored on: another run may have begun since."""
+    try:
+        made = MapStore(folder, 0).made
+    except WsodError:
+        return True  # named where they are read
+    if made is None:
+        return folder.is_dir()
+    keys = (*OPTIONS, "split")
+    there, here = (
+        dict(about or {}) for about in (made.get("checkpoint"), result.provenance.get("checkpoint"))
+    )
+    same = not there or {**there, "loaded": ""} == {**here, "loaded": ""}  # controls are made without
+    return same and all(made.get(key) == result.config.get(key) for key in keys)
 
 
 def computed_maps(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wsod.errors import DataError
-from wsod.output import write_text
+from wsod.output import remove, write_text
 from wsod.types import Score
 
 __all__ = ["Case", "Interval", "Result", "Row", "provenance", "score_fields"]
@@ -79,7 +79,7 @@ class Result:
 
     def save(self, directory: Path) -> None:
         """Write result.json and cases.jsonl, each whole or not at all; result.json last."""
-        directory.mkdir(parents=True, exist_ok=True)
+        remove(directory / "result.json")  # an earlier run's would not belong to these cases
         lines = (json.dumps(_jsonable(vars(case)), ensure_ascii=False) + "\n" for case in self.cases)
         write_text(directory / "cases.jsonl", "".join(lines), held=True)
         table = {"schema": SCHEMA, **{name: getattr(self, name) for name in ("config", "provenance")}}

@@ -25,7 +25,7 @@ from wsod.mapfiles import find_map_file, read_maps, write_maps
 from wsod.output import append_line, remove, write_text
 from wsod.types import AttentionMaps, Sample
 
-__all__ = ["MapStore", "expand_map_folders"]
+__all__ = ["MapStore", "expand_map_folders", "folder_name"]
 
 MANIFEST, FILES = "manifest.json", "files.jsonl"
 AGAIN = "Run the same command again: only what is missing is computed."
@@ -68,6 +68,11 @@ class MapStore:
 
     def _of_others(self) -> list[Path]:
         return sorted(self.folder.glob("files.*.jsonl"))
+
+    @property
+    def made(self) -> Mapping[str, Any] | None:
+        """All that the maps depend on; None of maps made elsewhere."""
+        return self._made
 
     @property
     def supervision(self) -> tuple[str, ...]:
@@ -209,6 +214,11 @@ def _table(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise DataError(path, what, type(table).__name__)
     return table
+
+
+def folder_name(maps: str) -> str:
+    """The folder of a map method: one, though its options may name files, such as fit=../fits/lcam.pt."""
+    return maps.replace("/", "_")
 
 
 def expand_map_folders(name: str) -> list[Path]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from atcon.subsets import label_matrix
 from wsod.data import open_dataset
 from wsod.errors import DataError
 from wsod.models import load_classifier
+from wsod.output import write_bytes
 
 __all__ = ["Predictions"]
 
@@ -56,13 +57,9 @@ class Predictions:
 
     def save(self, path: Path, key: Mapping[str, Any]) -> None:
         """Write an npz whole or not at all, with what it was made by."""
-        aside = path.with_name(f".{path.name}.{os.getpid()}.npz")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            np.savez(aside, **{**vars(self), "images": np.array(self.images), "key": json.dumps(key)})
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        file = io.BytesIO()
+        np.savez(file, **{**vars(self), "images": np.array(self.images), "key": json.dumps(key)})
+        write_bytes(path, file.getvalue())
 
     @classmethod
     def load(cls, path: Path, key: Mapping[str, Any] | None = None) -> Predictions | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import resource
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 
 from atcon.config import FinetuneConfig, config_from_tables
 from atcon.train import Event, finetune, resume
-from wsod.errors import CheckpointError, ConfigError
+from wsod.errors import CheckpointError, ConfigError, WsodError
 from wsod.models import load_classifier, read_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,51 @@ def test_a_killed_write_is_cleared_away(tmp_path: Path) -> None:
     resume(folder, device="cpu")
     assert not list(folder.glob(".*"))
     assert len(history(folder)) == 10
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its third step."""
+    folder = tmp_path_factory.mktemp("stopped") / "out"
+
+    def fail(event: Event) -> None:
+        if (event.kind, event.step) == ("step", 3):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        finetune(made(), folder, device="cpu", progress=fail)
+    return folder
+
+
+STATE = r"state\.pt: expected the state of this run"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "config.toml",
+            lambda text: text.replace(b'arch = ""', b'arch = "resnet18"'),
+            "state.pt: expected the state of this run",
+        ),
+        (
+            "config.toml",
+            lambda text: text.replace(b"count=12", b"count=12,kinds=3"),
+            "state.pt: expected the state of this run",
+        ),
+        ("state.pt", lambda text: text[: len(text) // 2], "state.pt: expected a readable checkpoint"),
+        ("ft.pt", lambda text: text[: len(text) // 2], "ft.pt: expected a readable checkpoint"),
+        ("history.jsonl", lambda text: b'{"st' + text, "history.jsonl: expected a line of JSON a step"),
+    ],
+)
+def test_a_damaged_or_changed_run_is_one_line(
+    tmp_path: Path, stopped: Path, file: str, change: Callable[[bytes], bytes], message: str
+) -> None:
+    shutil.copytree(stopped, tmp_path / "out")
+    path = tmp_path / "out" / file
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(WsodError, match=message):
+        resume(tmp_path / "out", device="cpu")
 
 
 def test_early_stopping(tmp_path: Path) -> None:

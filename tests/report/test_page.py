@@ -148,6 +148,14 @@ def test_maps_that_were_not_kept_are_said_with_the_way_to_keep_them(tmp_path: Pa
     assert "no map kept" in (tmp_path / "report.html").read_text("utf-8")
 
 
+def test_maps_of_an_earlier_run_are_not_shown(tmp_path: Path) -> None:
+    """A run in the same folder, other images, maps not kept."""
+    for seed in (0, 1):
+        evaluate(["center"], data=f"shapes:count=2,size=96,seed={seed}", out=tmp_path, save_maps=not seed)
+    (warning,) = write_report([tmp_path], tmp_path / "report.html")
+    assert "maps were not kept" in warning
+
+
 def test_data_that_moved_is_said_and_found_again(tmp_path: Path, runs: Path) -> None:
     moved = Result.load(runs / "a")
     replace(moved, config={**moved.config, "data": "voc2012:nowhere"}).save(runs / "moved")

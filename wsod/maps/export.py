@@ -14,6 +14,7 @@ from wsod.config import plain
 from wsod.errors import ConfigError, ModelError
 from wsod.maps.tape import Tape
 from wsod.models.classifier import Classifier, evaluation_mode
+from wsod.output import write_bytes
 
 __all__ = ["EXPORTABLE", "export_onnx"]
 
@@ -190,5 +191,5 @@ def export_onnx(classifier: Classifier, path: str | Path, methods: Sequence[str]
         "preprocess": plain(classifier.preprocess),
     }
     program.model.metadata_props["wsod"] = json.dumps(about)
-    program.save(path, external_data=False)
+    write_bytes(Path(path), program.model_proto.SerializeToString())
     return outputs

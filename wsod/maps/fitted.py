@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from wsod.config import plain
 from wsod.errors import CheckpointError, ConfigError
-from wsod.models.checkpoint import load_file
+from wsod.models.checkpoint import file_sha256, load_file
 from wsod.models.classifier import Classifier
+from wsod.output import write_bytes
 
 __all__ = ["Fit", "Fitted"]
 
@@ -34,6 +35,7 @@ class Fitted:
         layers: paths of the layers whose features it reads.
         tensors: what it learned.
         about: options and counts, plain values.
+        sha256: of the file it was read from; empty of one that was not.
     """
 
     method: str
@@ -41,15 +43,14 @@ class Fitted:
     layers: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     about: Mapping[str, Any]
+    sha256: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write it whole or not at all.
 
         Raises:
-            CheckpointError: where the file cannot be written.
+            OutputError: where the file cannot be written.
         """
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         contents = {
             "format": _FORMAT,
             "method": self.method,
@@ -58,13 +59,9 @@ class Fitted:
             "tensors": {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()},
             "about": plain(self.about),
         }
-        try:
-            torch.save(contents, aside)
-            aside.replace(path)
-        except OSError as error:
-            raise CheckpointError(path, "a file that can be written", error) from error
-        finally:
-            aside.unlink(missing_ok=True)
+        file = io.BytesIO()
+        torch.save(contents, file)
+        write_bytes(Path(path), file.getvalue())
 
     @classmethod
     def load(cls, path: str | Path, method: str) -> Fitted:
@@ -83,6 +80,7 @@ class Fitted:
             tuple(contents["layers"]),
             dict(contents["tensors"]),
             dict(contents["about"]),
+            file_sha256(path),
         )
 
     @classmethod

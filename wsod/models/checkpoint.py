@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def save_file(contents: Mapping[str, Any], path: Path) -> None:
         hint = "Make room, then --resume the run."
         raise CheckpointError(path, "a file that can be written", first.rstrip("."), hint) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def _storable(value: Any, where: str) -> Any:

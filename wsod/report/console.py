@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +28,8 @@ __all__ = ["Group", "console", "fail", "progress_bar", "stage_bars", "warn"]
 
 def console() -> Console:
     """For results: standard output, as wide as the terminal (wide where it is piped, so nothing wraps)."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+    terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
+    return Console(highlight=False) if terminal else Console(highlight=False, width=200)
 
 
 def _stderr() -> Console:
@@ -44,9 +47,14 @@ def warn(message: str) -> None:
 
 
 class Group(click.Group):
-    """A command group whose bad input ends in one red line and exit code 1, and whose typos are answered."""
+    """A command group whose bad input ends in one red line and exit code 1, and whose typos are answered.
+
+    So do a full disk behind standard output, and Ctrl-C, with exit code 130.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # of letters that its encoding has not
         try:
             return super().invoke(ctx)
         except click.MissingParameter as error:
@@ -59,6 +67,15 @@ class Group(click.Group):
         except WsodError as error:
             fail(" ".join(str(error).split()))
             ctx.exit(1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `| head` has seen enough: click ends without a word
+                raise
+            where = error.filename or "output"
+            fail(str(WsodError(where, "a file that can be read or written", error.strerror or error)))
+            ctx.exit(1)
+        except KeyboardInterrupt as error:
+            fail(f"stopped. {error}".strip())
+            ctx.exit(130)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

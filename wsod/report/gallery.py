@@ -20,10 +20,11 @@ from wsod.boxes.iou import iou
 from wsod.data import open_dataset
 from wsod.data.dataset import Dataset
 from wsod.errors import WsodError
+from wsod.kept import made_for
 from wsod.report.overlays import drawn_processing
 from wsod.results import Result, Row
 from wsod.scoremaps import MapProcessing
-from wsod.store import MapStore, expand_map_folders
+from wsod.store import MapStore, expand_map_folders, folder_name
 from wsod.thresholds import protocol_of
 from wsod.types import AttentionMaps, Sample
 
@@ -150,7 +151,10 @@ def report_rows(results: Mapping[Path, Result], names: Mapping[Path, str]) -> li
 
 def _store(run: Path, result: Result, maps: str) -> Path | None:
     """The folder of a row's maps: kept with the run, or the one they were read from."""
-    places = [run / "maps" / maps, Path(maps)]
+    own = run / "maps" / folder_name(maps)
+    if made_for(result, own):
+        return own
+    places = [Path(maps)]
     places += [folder for name in result.config["maps"] for folder in expand_map_folders(str(name))]
     for place in places:
         if place.is_dir() and place.name == Path(maps).name:
