@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,14 @@ QUICK = {
     "maps": ["--rounds", "1", "--rows", "gradcam", "cam", "--batches", "1"],
     "memory": ["--images", "200", "--only", "pointing_game"],
 }
+PEERS = ("captum", "grad-cam", "opencv-python-headless", "scipy", "torchcam", "zennit")
 GPU = {"maps": ["--device", "cuda", "--memory"]}
 LIMIT = 3 * 3600
+
+
+def peers() -> dict[str, str]:
+    """Versions of what ours is timed against; of some, the algorithm alone is, written anew."""
+    return {each.metadata["Name"]: each.version for each in distributions() if each.metadata["Name"] in PEERS}
 
 
 def machine() -> dict[str, Any]:
@@ -75,7 +82,11 @@ def run(name: str, options: list[str], device: str) -> list[Row]:
 
 
 def number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    if isinstance(value, list):
+        return " / ".join(map(number, value))
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -99,6 +110,7 @@ def page(about: dict[str, Any], rows: list[Row]) -> str:
         f"{box['memory_gb']} GB, GPU: {box['gpu'] or 'none'}; {box['system']}.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
     ]
+    parts.append("A ratio is the peer's time over ours. A floor is what no code could do without.")
     if about["quick"]:
         parts.append("One round of as little as each script can do: these numbers say nothing of speed.")
     head = ["script", "device", "what", "ours ms", "peer ms", "ratio", "floor ms", "peer"]
@@ -122,7 +134,7 @@ def main() -> None:
     chosen = parser.parse_args()
     made = provenance()
     about = {"schema": 1, "when": datetime.now(UTC).isoformat(timespec="seconds"), "quick": chosen.quick}
-    about |= {"machine": machine(), "versions": made["versions"], "git": made["git"]}
+    about |= {"machine": machine(), "versions": made["versions"] | peers(), "git": made["git"]}
     jobs = [(name, [], "cpu") for name in chosen.only]
     if about["machine"]["gpu"]:
         jobs += [(name, options, "cuda") for name, options in GPU.items() if name in chosen.only]
