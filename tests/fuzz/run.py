@@ -22,6 +22,7 @@ with atheris.instrument_imports(
 
 import torch._weights_only_unpickler as weights_only
 
+from tests.fuzz.mutate import mutated
 from wsod.errors import WsodError
 
 # instrumenting all of torch would take minutes
@@ -51,9 +52,13 @@ def main() -> None:
         with contextlib.suppress(WsodError):
             target(data)
 
+    def mutate(data: bytes, largest: int, seed: int) -> bytes:
+        found = mutated(data, seed) if seed % 4 else None
+        return found if found and len(found) <= largest else atheris.Mutate(data, largest)
+
     limits = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=4096", "-max_len=8192"]
     arguments = [sys.argv[0], *limits, "-print_final_stats=1", f"-artifact_prefix={findings}/", str(corpus)]
-    atheris.Setup(arguments, once)
+    atheris.Setup(arguments, once, custom_mutator=mutate)
     atheris.Fuzz()
 
 
