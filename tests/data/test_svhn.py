@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -133,4 +134,15 @@ def test_faults(tmp_path: Path) -> None:
         open_dataset(f"svhn:{tmp_path}", "train")
     (tmp_path / "train/digitStruct.mat").write_bytes(b"\0" * 512 + b"\x89HDF\r\n\x1a\n" + b"x" * 600)
     with pytest.raises(DataError, match=r"digitStruct\.mat"):
+        open_dataset(f"svhn:{tmp_path}", "train")
+
+
+def test_a_file_that_crashes_its_reader_is_named(tmp_path: Path) -> None:
+    """Found by fuzzing: scipy's reader ends the process at a number of an unknown type."""
+    write_struct(tmp_path / "train")
+    path = tmp_path / "train/digitStruct.mat"
+    sound, number = path.read_bytes(), struct.pack("<d", 4.0)
+    path.write_bytes(sound.replace(struct.pack("<II", 9, 8) + number, struct.pack("<II", 77, 8) + number, 1))
+    assert path.read_bytes() != sound
+    with pytest.raises(DataError, match=r"digitStruct\.mat: expected a readable MATLAB file, got "):
         open_dataset(f"svhn:{tmp_path}", "train")

@@ -10,16 +10,21 @@ in the older format is read by scipy.
 
 from __future__ import annotations
 
-import importlib
+import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsod.data import matlab
 from wsod.data.dataset import Dataset, image_size
 from wsod.data.files import finite, inside
 from wsod.errors import ConfigError, DataError
@@ -27,10 +32,6 @@ from wsod.types import Sample
 
 __all__ = ["Svhn"]
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-#: rows of a table beyond which a file is no list of house numbers
-MOST_IMAGES, MOST_DIGITS = 10_000_000, 1000
-KEYS = ("label", "left", "top", "width", "height")
 Digit = tuple[int, tuple[float, float, float, float]]
 
 
@@ -89,10 +90,11 @@ class Svhn(Dataset):
     def _read(self, variable: str) -> NDArray[Any]:
         """A variable of the digits' file."""
         path = self._file(str(self.split))
-        values = _matlab(path, variable).get(variable)
+        with _apart(path, variable) as file:
+            values: NDArray[Any] = np.load(file, allow_pickle=False)
         expected = {"X": "(32, 32, 3, N) bytes", "y": "(N, 1) numbers from 1 to 10"}[variable]
-        if not isinstance(values, np.ndarray) or values.dtype.kind not in "uif":
-            raise DataError(f"{path}: {variable}", expected, type(values).__name__)
+        if values.dtype.kind not in "uif":
+            raise DataError(f"{path}: {variable}", expected, values.dtype)
         if variable == "X" and (
             values.dtype != np.uint8 or values.ndim != 4 or values.shape[:3] != (32, 32, 3)
         ):
@@ -141,29 +143,31 @@ def _order(path: Path) -> tuple[int, str]:
     return (int(path.stem), "") if number else (-1, path.stem)
 
 
-def _matlab(path: Path, variable: str) -> dict[str, Any]:
-    from scipy.io import loadmat
+@contextmanager
+def _apart(path: Path, what: str) -> Iterator[IO[bytes]]:
+    """What `wsod.data.matlab` writes of a file, in a process whose end is not ours."""
+    # -P: no module is taken from the folder one stands in
+    command = [sys.executable, "-P", matlab.__file__, str(path), what]
+    with tempfile.TemporaryFile() as out:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE)
+        if done.returncode:
+            found = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            got = found[-1] if found else f"its reader stopped with {done.returncode}"
+            hint = "pip install h5py, or use format=cropped." if got == "without h5py" else ""
+            raise DataError(path, "a readable MATLAB file", got, hint)
+        out.seek(0)
+        yield out
 
-    try:
-        found: dict[str, Any] = loadmat(
-            path, variable_names=[variable], squeeze_me=False, struct_as_record=False
-        )
-    except Exception as error:  # damaged files make the reader raise almost anything
-        raise DataError(path, "a readable MATLAB file", error) from error
-    return found
 
-
-def _numbers(path: Path) -> Iterator[tuple[Path, list[Digit]]]:
+def _numbers(path: Path) -> list[tuple[Path, list[Digit]]]:
     """The image file and the digits (label, (left, top, width, height)) of each whole number."""
+    with _apart(path, "numbers") as file:
+        rows = json.load(file)
     try:
-        with path.open("rb") as file:
-            # MATLAB puts 512 bytes of its own before HDF5's
-            head = file.read(520)
-        rows = _from_hdf5(path) if _HDF5 in (head[:8], head[512:]) else _from_struct(path)
-        for name, boxes in rows:
+        for name, _ in rows:
             inside(name, path, "file names in the folder")
-            yield path.parent / name, [_digit(box) for box in boxes]
-    except (OSError, KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        return [(path.parent / name, [_digit(box) for box in boxes]) for name, boxes in rows]
+    except ValueError as error:
         raise DataError(path, "names and boxes of digits", error) from error
 
 
@@ -172,40 +176,3 @@ def _digit(box: Sequence[float]) -> Digit:
     if label not in range(1, 11):
         raise ValueError(f"the label {label:g}")
     return int(label) % 10, (left, top, width, height)
-
-
-def _from_struct(path: Path) -> Iterator[tuple[str, list[list[float]]]]:
-    for entry in np.ravel(_matlab(path, "digitStruct")["digitStruct"]):
-        boxes = [[float(np.ravel(getattr(box, key))[0]) for key in KEYS] for box in np.ravel(entry.bbox)]
-        yield str(np.ravel(entry.name)[0]), boxes
-
-
-def _from_hdf5(path: Path) -> Iterator[tuple[str, list[list[float]]]]:
-    try:
-        h5py = importlib.import_module("h5py")
-    except ImportError as error:
-        hint = "pip install h5py, or use format=cropped."
-        raise DataError(path, "the package h5py, for MATLAB 7.3 files", "none", hint) from error
-
-    def own(group: Any, key: Any, most: int) -> Any:
-        """A table in this file, of at most so many rows; links and virtual tables could name any file."""
-        found = group[key]
-        link = group.get(key, getlink=True) if isinstance(key, str) else None
-        if isinstance(link, h5py.ExternalLink) or found.external or found.is_virtual:
-            raise ValueError(f"{key}: in another file")
-        if found.shape[0] > most:
-            raise ValueError(f"{key}: {found.shape[0]} rows")
-        return found[:, 0]
-
-    with h5py.File(path) as file:
-        struct = file["digitStruct"]
-        names, places = own(struct, "name", MOST_IMAGES), own(struct, "bbox", MOST_IMAGES)
-        for name, place in zip(names, places, strict=True):
-            columns = []
-            for key in KEYS:
-                # one digit: the number itself; several: references to them
-                cells = own(file[place], key, MOST_DIGITS)
-                several = cells.dtype.kind == "O"
-                columns.append([float(own(file, cell, 1)[0]) if several else float(cell) for cell in cells])
-            boxes = [list(row) for row in zip(*columns, strict=True)]
-            yield "".join(chr(code) for code in own(file, name, 4096)), boxes
