@@ -197,6 +197,8 @@ def test_what_a_stopped_run_had_is_gone_when_it_is_done_otherwise(tmp_path: Path
     with pytest.raises(InterruptedError):
         evaluate("gradcam", metrics=["pointing_game"], progress=stop, **options)
     assert (tmp_path / ".maps").exists()
+    with pytest.raises(DataError, match="The run is not finished: run its command again"):
+        wsod.results.Result.load(tmp_path)
     evaluate("gradcam", metrics=["pointing_game"], save_maps=True, **options)
     assert {path.name for path in tmp_path.iterdir()} == {"maps", "cases.jsonl", "result.json"}
 

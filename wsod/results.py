@@ -100,6 +100,8 @@ class Result:
             table = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
             hint = f"Write one with: wsod evaluate --maps center --out {directory}"
+            if any((directory / name).is_dir() for name in (".maps", "maps")):
+                hint = "The run is not finished: run its command again, it goes on."
             raise DataError(path, "a result.json of `wsod evaluate --out`", "no such file", hint) from None
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(path, "a result.json written by `wsod evaluate --out`", error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,9 @@ def show(image: Path, maps: tuple[str, ...], out: Path | None, preview: bool | N
     \b
     wsod show photo.jpg --maps gradcam --maps layercam --checkpoint ft.pt
     """
+    from PIL import Image
+
+    from wsod.output import write_bytes
     from wsod.report.contact import contact_sheet, maps_of_image
     from wsod.report.contact import preview as drawn
 
@@ -207,7 +211,9 @@ def show(image: Path, maps: tuple[str, ...], out: Path | None, preview: bool | N
     sheet = contact_sheet(picture, tiles)
     out = out or Path(f"{image.stem}-maps.png")
     try:
-        sheet.save(out)
+        file = BytesIO()
+        sheet.save(file, Image.registered_extensions().get(out.suffix.lower()))
+        write_bytes(out, file.getvalue())
     except (OSError, ValueError) as error:
         raise ConfigError("--out", "a file to write, such as maps.png", error) from error
     terminal = console()
