@@ -148,6 +148,7 @@ def test_maps_that_were_not_kept_are_said_with_the_way_to_keep_them(tmp_path: Pa
     assert "no map kept" in (tmp_path / "report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_maps_of_an_earlier_run_are_not_shown(tmp_path: Path) -> None:
     """A run in the same folder, other images, maps not kept."""
     for seed in (0, 1):
