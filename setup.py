@@ -58,7 +58,7 @@ setup(
         "atcon": ["py.typed", "recipes/*.toml"],
     },
     install_requires=[
-        "click>=8.2",
+        "click>=8.2.1",
         "defusedxml>=0.7.1",
         "jinja2>=3.1",
         "markupsafe>=2.1",

@@ -59,10 +59,10 @@ def test_agrees_with_scipy_on_independent_cases() -> None:
         permutation_type="samples",
         vectorized=True,
         n_resamples=5000,
-        rng=1,
+        random_state=1,
     ).pvalue
     assert sign_flip_test(differences, range(60), np.zeros(60)) == pytest.approx(theirs, abs=0.03)
-    bounds = stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=5000, rng=1)
+    bounds = stats.bootstrap((differences,), np.mean, method="percentile", n_resamples=5000, random_state=1)
     ours = bootstrap_interval(differences, range(60), np.zeros(60))
     assert ours == pytest.approx(tuple(bounds.confidence_interval), abs=0.03)
 
