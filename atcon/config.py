@@ -69,7 +69,7 @@ class DataConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("val_images", "limit", "per_class"):
+        for name in ("val_images", "limit", "per_class", "subset_seed"):
             require(getattr(self, name) >= 0, f"data: {name}", "at least 0", getattr(self, name))
         require(self.workers is None or self.workers >= 0, "data: workers", "at least 0", self.workers)
         for name in ("flip", "crop", "jitter"):
@@ -129,6 +129,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.stages), "stages", "at least one", "none")
+        require(0 <= self.seed < 2**32, "seed", "0 to 2^32 - 1", self.seed)
 
 
 def recipes() -> dict[str, Path]:
@@ -175,6 +176,9 @@ def load_config(
 def config_from_tables(table: Mapping[str, Any], said: Mapping[str, Any], where: object) -> FinetuneConfig:
     """Bind recipe tables and the tables that win over them."""
     said, table = dict(said), dict(table)
+    for source, tables in (("--set stages", said), (f"{where}: stages", table)):
+        if not isinstance(tables.get("stages", {}), Mapping):
+            raise ConfigError(source, "a table", repr(tables["stages"]))
     shared, forced = table.pop("train", {}), said.pop("train", {})
     for name, body in said.get("stages", {}).items():
         if not isinstance(body, Mapping):

@@ -15,6 +15,7 @@ from atcon.config import DataConfig
 from wsod.config import write_text
 from wsod.data.dataset import Dataset
 from wsod.errors import ConfigError, DataError
+from wsod.textfiles import read_text
 
 __all__ = ["Subset", "label_matrix", "load_subset", "save_subset", "select", "small_set"]
 
@@ -149,10 +150,10 @@ def load_subset(path: Path, train: Dataset, val: Dataset) -> Subset:
         ConfigError: where the file cannot be read, names unknown images, or trains on what it judges on.
     """
     try:
-        table: Any = json.loads(path.read_text("utf-8"))
+        table: Any = json.loads(read_text(path))
         spec, train_split, val_split = (str(table[name]) for name in ("spec", "train_split", "val_split"))
         lists = {name: tuple(map(str, table[name])) for name in ("train", "unlabelled", "val")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(path, "an index list written by atcon finetune", error) from error
     for name, dataset in (("train", train), ("unlabelled", train), ("val", val)):
         missing = set(lists[name]) - set(dataset.ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,21 @@ BAD: dict[str, tuple[Callable[[Any], None], str]] = {
     "class intervals of words": (edit(*SCORE, "class_intervals", value={"a": ["b", 1]}), "a number belongs"),
     "class intervals in a list": (edit(*SCORE, "class_intervals", value=[[0, 1]]), "a dict belongs"),
     "interval of words": (edit(*SCORE, "interval", value=["a", "b"]), "a number belongs"),
+    "half an interval": (edit(*SCORE, "interval", value=[0.1]), "rows, config and provenance"),
+    "a value beyond floats": (edit(*SCORE, "value", value=10**400), "a number belongs"),
+    "a value of infinity": (edit(*SCORE, "value", value=float("inf")), "a number belongs"),
+    "strata of words": (edit(*SCORE, "strata", value="small"), "rows, config and provenance"),
+    "other strata": (edit(*SCORE, "strata", value={"tiny": None}), "strata tiny"),
+    "a stratum without count": (edit(*SCORE, "given_predicted", value={"value": 1}), "KeyError 'count'"),
+    "a threshold of words": (edit(*SCORE, "best_threshold", value={"0.5": "a"}), "a number belongs"),
+    "a curve of words": (edit(*SCORE, "curve", value=["a"]), "a number belongs"),
+    "curves of numbers": (edit(*SCORE, "curve", value={"0.5": 1}), "a list belongs"),
+    "thresholds of lists": (edit(*SCORE, "thresholds", value=[[0]]), "a number belongs"),
+    "a threshold from nowhere": (edit(*SCORE, "threshold_from", value={"data": "a"}), "KeyError 'split'"),
+    "no data": (edit("config", value={"split": "test", "config": "default"}), "KeyError 'data'"),
+    "a trillion classes": (edit("config", "classes", value=10**12), "1000000000000 classes"),
+    "classes of words": (edit("config", "classes", value="8"), "a int belongs"),
+    "skipped without error": (edit("skipped", value=[{"image": "a"}]), "KeyError 'error'"),
     "classes in a list": (edit(*SCORE, "per_class", value=[1]), "a dict belongs"),
     "config of nothing": (edit("config", value=None), "a dict belongs"),
     "supervision of letters": (edit("rows", 0, "supervision", value="boxes"), "a list belongs"),
@@ -106,7 +122,32 @@ def test_wrong_types_are_named(tmp_path: Path, kind: str) -> None:
     assert text in str(caught.value)
 
 
-@pytest.mark.parametrize("line", ["[]", "{", '{"maps": 1}', "[" * 100_000, '{"a": 1}', "null"])
+def case(**changed: Any) -> str:
+    return json.dumps({**CASE, **changed})
+
+
+LINES = [
+    "[]", "{", '{"maps": 1}', "[" * 100_000, '{"a": 1}', "null",
+    case(image=3), case(scores=[1]), case(scores={"a": "b"}), case(scores={"a": 10**400}),
+    case(area="large"), case(rank=[1]), case(predicted=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
 def test_wrong_cases_are_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(DataError, match=r"cases\.jsonl: expected a line of JSON a case"):
         Result.load(write(tmp_path, FIRST, line + "\n"))
+
+
+def test_a_case_without_a_score_has_none(tmp_path: Path) -> None:
+    (read,) = Result.load(write(tmp_path, FIRST, case(scores={"a": None, "b": 1}) + "\n")).cases
+    assert read.scores == {"b": 1}
+
+
+@pytest.mark.parametrize("name", ["result.json", "cases.jsonl"])
+def test_pipes_are_not_waited_for(tmp_path: Path, name: str) -> None:
+    write(tmp_path, FIRST)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}: expected .* got no ordinary file"):
+        Result.load(tmp_path)

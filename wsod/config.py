@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +16,19 @@ import tomli_w
 from wsod.errors import ConfigError
 from wsod.output import write_text
 from wsod.registry import nearest
+from wsod.textfiles import read_text
 
-__all__ = ["bind", "dump_toml", "merge", "parse_settings", "parse_value", "plain", "read_toml", "write_text"]
+__all__ = [
+    "bind",
+    "convert",
+    "dump_toml",
+    "merge",
+    "parse_settings",
+    "parse_value",
+    "plain",
+    "read_toml",
+    "write_text",
+]
 
 T = TypeVar("T")
 MAX_DOTS = 500
@@ -25,7 +37,7 @@ MAX_DOTS = 500
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's tables, or a ConfigError naming the file and line."""
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path)
         if max((line.count(".") for line in text.splitlines()), default=0) > MAX_DOTS:
             # the parser's time grows with the square of a key's parts
             raise ConfigError(path, f"lines of at most {MAX_DOTS} dots", "a key without end")
@@ -82,8 +94,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def bind(cls: type[T], table: Mapping[str, Any], where: object) -> T:
     """An instance of the dataclass `cls` from a table, its types checked.
 
-    Understands bool, int, float (an int will do), str, Path, Literal, X | None, tuple[X, ...],
-    dict[str, X] and nested dataclasses.
+    See `convert` for the types that are understood.
 
     Raises:
         ConfigError: for an unknown key (with the nearest known one), a missing key or a wrong type.
@@ -98,13 +109,21 @@ def bind(cls: type[T], table: Mapping[str, Any], where: object) -> T:
     values = {}
     for name, spec in fields.items():
         if name in table:
-            values[name] = _convert(hints[name], table[name], f"{where}: {name}")
+            values[name] = convert(hints[name], table[name], f"{where}: {name}")
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise ConfigError(where, f"the option {name!r}", "none")
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """A value as an option of that type.
+
+    Understands bool, int, float (finite; an int will do), str, Path, Literal, X | None, tuple[X, ...],
+    Sequence[X] (lists), dict[str, X] and dataclasses.
+
+    Raises:
+        ConfigError: for a value of another type.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -112,10 +131,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         kinds = [kind for kind in arguments if kind is not type(None)]
         for kind in kinds[:-1]:
             try:
-                return _convert(kind, value, where)
+                return convert(kind, value, where)
             except ConfigError:
                 continue
-        return _convert(kinds[-1], value, where)
+        return convert(kinds[-1], value, where)
     if origin is typing.Literal:
         if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
             raise ConfigError(where, "one of " + ", ".join(map(repr, arguments)), repr(value))
@@ -128,11 +147,15 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         elif len(arguments) != len(value):
             raise ConfigError(where, f"{len(arguments)} values", f"{len(value)}")
         pairs = zip(arguments, value, strict=True)
-        return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(pairs))
+        return tuple(convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(pairs))
+    if origin is Sequence:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(where, "a list", repr(value))
+        return [convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(where, "a table", repr(value))
-        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if isinstance(value, typing.cast(type, hint)):
             return value
@@ -143,9 +166,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(where, f"a value of type {hint.__name__}", repr(value))
     try:
-        return hint(value)
+        converted = hint(value)
     except OverflowError:
         raise ConfigError(where, f"a value of type {hint.__name__}", f"{str(value)[:20]}…") from None
+    if hint is float and not math.isfinite(converted):
+        raise ConfigError(where, "a finite number", value)  # NaN would pass every check of a range
+    return converted
 
 
 def plain(value: Any) -> Any:

@@ -26,6 +26,8 @@ def write_bytes(path: Path, content: bytes, *, held: bool = False) -> None:
         OutputError: naming the file, where that fails; what was there before still is.
     """
     digest = f".{sha256(os.fsencode(path.name)).hexdigest()[:16]}" if len(path.name) > 200 else ""
+    if not path.name:
+        raise OutputError(path, "the name of a file", "a folder")
     aside = path.with_name(f".{path.name[:200]}{digest}.{0 if held else os.getpid()}.tmp")
     try:
         try:

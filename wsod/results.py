@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 
 from wsod.errors import DataError
 from wsod.output import remove, write_text
+from wsod.strata import SIZES
+from wsod.textfiles import read_text
 from wsod.types import Score
 
 __all__ = ["Case", "Interval", "Result", "Row", "provenance", "score_fields"]
@@ -26,6 +28,9 @@ __all__ = ["Case", "Interval", "Result", "Row", "provenance", "score_fields"]
 Interval = tuple[float, float]
 
 SCHEMA = 3
+LARGEST = 1e300
+"""Numbers from this on are refused: a larger one, times a hundred, is none that could be printed."""
+MOST_CLASSES = 1_000_000
 FIELDS = ("interval", "best_threshold", "per_class", "strata", "given_predicted", "thresholds", "curve")
 
 
@@ -97,7 +102,7 @@ class Result:
         """
         path = directory / "result.json" if directory.is_dir() else directory
         try:
-            table = json.loads(path.read_text("utf-8"))
+            table = json.loads(read_text(path))
         except FileNotFoundError:
             hint = f"Write one with: wsod evaluate --maps center --out {directory}"
             if any((directory / name).is_dir() for name in (".maps", "maps")):
@@ -114,8 +119,10 @@ class Result:
             for old in range(schema, SCHEMA):
                 _MIGRATIONS[old](table)
             rows = tuple(_row(row) for row in table["rows"])
-            config, about = _is(dict, table["config"]), _is(dict, table["provenance"])
+            config, about = _config(table["config"]), _is(dict, table["provenance"])
             skipped = tuple(_is(dict, one) for one in _is(list, table["skipped"]))
+            for one in skipped:
+                _is(str, one["error"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             got = f"{type(error).__name__} {error}"[:200]
             raise DataError(path, "rows, config and provenance", got) from error
@@ -129,8 +136,36 @@ def _is(kind: type, value: Any) -> Any:
 
 
 def _number(value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+    if value is not None and not good:
         raise TypeError(f"{str(value)[:40]!r} where a number belongs")
+
+
+def _interval(value: Any) -> None:
+    if value is not None:
+        low, high = _is(list, value)
+        _number(low)
+        _number(high)
+
+
+def _part(value: Any) -> None:
+    """A stratum: the score of some of the cases."""
+    if value is not None:
+        _number(_is(dict, value)["value"])
+        _is(int, value["count"])
+        _interval(value.get("interval"))
+
+
+def _config(table: Any) -> dict[str, Any]:
+    """The options, those checked that tables and comparisons read."""
+    for name in ("data", "split", "config"):
+        _is(str, _is(dict, table)[name])
+    for name in _is(list, table.get("maps", [])):
+        _is(str, name)
+    if not 0 <= _is(int, table.get("classes", 0)) <= MOST_CLASSES:
+        raise ValueError(f"{table['classes']} classes")
+    found: dict[str, Any] = table
+    return found
 
 
 def _row(table: Any) -> Row:
@@ -140,13 +175,23 @@ def _row(table: Any) -> Row:
         _number(_is(dict, score)["value"])
         for name in ("count", "skipped"):
             _is(int, score[name])
-        for bound in _is(list, score["interval"] or []):
-            _number(bound)
-        for value in _is(dict, score["per_class"] or {}).values():
-            _number(value)
-        for interval in _is(dict, score.get("class_intervals") or {}).values():
-            for bound in _is(list, interval or []):
-                _number(bound)
+        for name in (*FIELDS, "class_intervals"):
+            score.setdefault(name, None)
+        _interval(score["interval"])
+        for name, check in (("per_class", _number), ("class_intervals", _interval), ("strata", _part)):
+            for value in _is(dict, score[name] or {}).values():
+                check(value)
+        if score["strata"] and list(score["strata"]) != list(SIZES):
+            raise ValueError(f"strata {', '.join(score['strata'])[:40]}")
+        _part(score["given_predicted"])
+        for name in ("best_threshold", "curve"):
+            for value in score[name].values() if isinstance(score[name], dict) else [score[name]]:
+                for number in _is(list, value or []) if name == "curve" else [value]:
+                    _number(number)
+        for number in _is(list, score["thresholds"] or []):
+            _number(number)
+        for name in ("data", "split") if score.get("threshold_from") else ():
+            _is(str, _is(dict, score["threshold_from"])[name])
     used = tuple(_is(str, word) for word in _is(list, table["supervision"]))
     return Row(_is(str, table["maps"]), used, scores)
 
@@ -154,19 +199,22 @@ def _row(table: Any) -> Row:
 def _cases(path: Path) -> tuple[Case, ...]:
     if not path.exists():
         return ()
-    cases = []
     try:
-        for line in path.read_text("utf-8").split("\n"):
-            if line:
-                case = Case(**json.loads(line))
-                for text in (case.maps, case.image, case.label):
-                    _is(str, text)
-                for value in _is(dict, case.scores).values():
-                    _number(value)
-                cases.append(case)
+        return tuple(_case(json.loads(line)) for line in read_text(path).split("\n") if line)
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(path, "a line of JSON a case", str(error)[:200]) from error
-    return tuple(cases)
+
+
+def _case(table: Any) -> Case:
+    case = Case(**table)
+    for text in (case.maps, case.image, case.label):
+        _is(str, text)
+    for value in (*_is(dict, case.scores).values(), case.area, case.rank):
+        _number(value)
+    if case.predicted is not None:
+        _is(bool, case.predicted)
+    # null is NaN: a case without that score
+    return replace(case, scores={name: value for name, value in case.scores.items() if value is not None})
 
 
 def _from_1(table: dict[str, Any]) -> None:

@@ -431,5 +431,6 @@ def seeds(name: str, folder: Path) -> list[bytes]:
 def _result() -> bytes:
     score = {"value": 0.5, "count": 2, "skipped": 0, "interval": [0.1, 0.9], "best_threshold": 0.2}
     rows = [{"maps": "a", "supervision": ["boxes"], "scores": {"pointing_game": score}}]
-    table = {"schema": 1, "config": {"data": "shapes", "split": "test"}, "provenance": {}, "rows": rows}
+    config = {"data": "shapes", "split": "test", "config": "default"}
+    table = {"schema": 1, "config": config, "provenance": {}, "rows": rows}
     return json.dumps({**table, "skipped": [{"image": "i", "error": "e"}]}).encode()

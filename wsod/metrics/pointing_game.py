@@ -15,6 +15,7 @@ from scipy import ndimage
 from wsod.errors import ConfigError, DataError
 from wsod.metrics.base import CaseMean
 from wsod.metrics.truth import TruthSource, boxes_in_frame, truth_mask
+from wsod.textfiles import read_text
 from wsod.types import AttentionMaps, Sample, Score
 
 __all__ = ["PointingGame", "is_difficult_pair"]
@@ -79,7 +80,7 @@ class PointingGame(CaseMean):
         if self.flags is None:
             return {}
         try:
-            rows = [line.split() for line in self.flags.read_text("utf-8").splitlines() if line.strip()]
+            rows = [line.split() for line in read_text(self.flags).splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(self.flags, "a readable text file", error) from error
         for name, *flags in rows:
