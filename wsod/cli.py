@@ -122,7 +122,9 @@ def _shared(function: Any) -> Any:
     metavar="N",
     help="Pictures of the first N cases under OUT/overlays.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap intervals.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap intervals."
+)
 @click.option("--quiet", is_flag=True, help="Print no table.")
 @FORMAT
 @PUBLISHED

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 
+from wsod.config import convert
 from wsod.data import open_dataset
 from wsod.errors import ConfigError, DataError
 from wsod.pipeline import class_columns
@@ -70,9 +71,11 @@ def fit_method(
         fitted = ", ".join(key for key, one in METHODS.items() if one.fit is not None)
         raise ConfigError(f"fit {name}", f"a method that is fitted: {fitted}", "one that needs no fit")
     known = [key for key, p in signature(method.fit).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for key in options or {}:
+    hints, chosen = get_type_hints(method.fit), {}
+    for key, value in (options or {}).items():
         if key not in known:
             raise ConfigError(f"fit {name}", "an option of the fit", repr(key), nearest(key, known))
+        chosen[key] = convert(hints[key], value, f"fit {name}: {key}")
     dataset = open_dataset(data, split)
     device = pick_device(device)
     classifier = load_classifier(checkpoint, arch=arch, target_layer=target_layer, size=size, device=device)
@@ -80,7 +83,7 @@ def fit_method(
     if not count or not dataset.classes:
         raise DataError(data, "images with labels", f"none in split {dataset.split!r}")
     batches = _Batches(dataset, count, classifier, device, batch_size, progress)
-    method.fit(classifier, batches, **(options or {})).save(out)
+    method.fit(classifier, batches, **chosen).save(out)
 
 
 @dataclass(frozen=True)

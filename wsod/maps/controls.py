@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from wsod.errors import ConfigError
 
+MOST_CELLS = 10_000
 __all__ = ["center", "center_point", "random", "sobel", "uniform"]
 
 
@@ -25,12 +26,17 @@ def center(size: tuple[int, int], *, image_id: str = "", sigma: float = 0.25) ->
         image_id: has no effect.
         sigma: as a share of each side.
 
+    Raises:
+        ConfigError: for a sigma that is not above 0.
+
     Returns:
         (height, width) float64 in [0, 1].
 
     >>> int(center((4, 6)).argmax())
     15
     """
+    if sigma <= 0:
+        raise ConfigError("center: sigma", "a value above 0", sigma)
     return _gaussian(tuple(size), sigma).copy()
 
 
@@ -86,8 +92,8 @@ def random(
     >>> bool((random((9, 9), image_id="a") == random((5, 5), image_id="a")).all())
     True
     """
-    if cells < 0:
-        raise ConfigError("cells", "at least 0", cells)
+    if not 0 <= cells <= MOST_CELLS:
+        raise ConfigError("random: cells", f"0 to {MOST_CELLS}", cells)
     digest = hashlib.sha256(f"{seed} {image_id}".encode()).digest()
     generator = np.random.default_rng(list(digest))
     return generator.random((cells, cells) if cells else size)

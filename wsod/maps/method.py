@@ -6,13 +6,14 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsod.config import convert
 from wsod.errors import ConfigError, MapError
 from wsod.registry import nearest
 
@@ -84,16 +85,19 @@ class MapMethod:
         """This method with other values of its options.
 
         Raises:
-            ConfigError: for an option it has not.
+            ConfigError: for an option it has not, or a value of another type.
         """
         known = inspect.signature(self.function).parameters
         own = [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name not in _SHARED]
         any_name = any(p.kind is p.VAR_KEYWORD for p in known.values())
-        for name in options:
+        hints = get_type_hints(self.function)
+        found = {}
+        for name, value in options.items():
             if name not in own and not any_name:
                 hint = nearest(name, own) if own else "It has none."
                 raise ConfigError(self.summary, "an option of the method", repr(name), hint)
-        return replace(self, options={**self.options, **options})
+            found[name] = convert(hints.get(name, Any), value, f"{self.summary}: {name}")
+        return replace(self, options={**self.options, **found})
 
     @property
     def layers(self) -> tuple[str, ...]:

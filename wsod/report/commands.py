@@ -88,7 +88,7 @@ def table(runs: tuple[Path, ...], style: str, published: bool) -> None:
 )
 @click.option("--same-data", is_flag=True, help="Data specs that differ name the same images: go on.")
 @click.option("--resamples", type=click.IntRange(min=100), default=10_000, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @FORMAT
 def compare(
     runs: tuple[str, ...],
