@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from wsod.data.coco import checked_counts
+from wsod.data.dataset import bare, by_stem
 from wsod.data.files import finite, read_json, read_lines
 from wsod.errors import DataError
 from wsod.types import Sample, ScoredBoxes
@@ -29,7 +31,8 @@ def _lines(folder: Path) -> dict[str, Path]:
 def is_detections(name: str) -> bool:
     """Whether a `--maps` argument is a file of COCO results or a folder of VOC's result files."""
     path = Path(name)
-    return (path.suffix == ".json" and path.is_file()) or (path.is_dir() and bool(_lines(path)))
+    # os.path's answer is no, where pathlib's is an error: a name too long
+    return (path.suffix == ".json" and os.path.isfile(path)) or (os.path.isdir(path) and bool(_lines(path)))
 
 
 class DetectionFiles:
@@ -104,7 +107,7 @@ class DetectionFiles:
                 raise DataError(where, expected, f"{type(error).__name__} {error}") from error
 
     def _read_lines(self, ids: set[str], labels: Mapping[str, int]) -> None:
-        by_stem = {Path(image).stem: image for image in ids}
+        stems = by_stem(ids)
         for name, path in _lines(self.path).items():
             if name not in labels:
                 raise DataError(path, f"a class of the data set ({', '.join(labels)})", repr(name))
@@ -113,7 +116,7 @@ class DetectionFiles:
                 try:
                     image, *numbers = columns
                     score, x0, y0, x1, y1 = map(finite, numbers)
-                    whole = by_stem[Path(image).stem] if image not in ids else image
+                    whole = image if image in ids else stems[bare(image)]
                 except (ValueError, KeyError) as error:
                     expected = "an image of the data set, its score and box x0 y0 x1 y1"
                     raise DataError(where, expected, repr(line[:80])) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os.path
 import stat
 import threading
 import zipfile
@@ -21,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsod.data.dataset import ENDINGS
 from wsod.errors import MapError
 from wsod.output import write_bytes
 from wsod.pickles import MAX_VALUES, load_arrays
@@ -42,8 +44,9 @@ def _names(sample: Sample) -> Iterator[str]:
     for base in dict.fromkeys((sample.image_id, named, Path(sample.image_id).name)):
         if base:
             yield base
-            yield str(Path(base).with_suffix(""))
-            if not Path(base).suffix:
+            if Path(base).suffix.lower() in ENDINGS:  # of a.1 the map is not a's
+                yield str(Path(base).with_suffix(""))
+            else:
                 yield from (base + ending for ending in (".jpg", ".JPEG", ".png"))
 
 
@@ -55,9 +58,11 @@ def find_map_file(folder: Path, sample: Sample) -> Path:
     """
     tried = [f"{name}{ending}" for name in dict.fromkeys(_names(sample)) for ending in (".npz", ".npy")]
     for name in tried:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # pathlib raises where a name is too long
             return folder / name
-    raise MapError(folder, f"a map of image {sample.image_id!r} ({', '.join(tried[:4])}, …)", "no such file")
+    raise MapError(
+        folder, f"a map of image {sample.image_id!r} ({', '.join(tried[:4])}, …)"[:500], "no such file"
+    )
 
 
 def read_maps(path: Path, sample: Sample, classes: int) -> AttentionMaps:
@@ -113,6 +118,9 @@ def _read_archive(path: Path, file: IO[bytes]) -> dict[str, Array]:
         infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
         if sum(info.file_size for info in infos) > MAX_BYTES:
             raise MapError(path, f"at most {MAX_BYTES} bytes unpacked", "more")
+        if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
+            # NumPy writes no others, and of those a kilobyte unpacks to gigabytes
+            raise MapError(path, "arrays stored or deflated", "another compression")
         found = {}
         for info in infos:
             with archive.open(info) as member:
@@ -244,11 +252,13 @@ def _from_dictionary(path: Path, content: dict[Any, Any], sample: Sample, classe
 
 def _checked(path: Path, sample: Sample, labels: Array, values: Any, classes: int) -> AttentionMaps:
     several = isinstance(values, list)
-    maps = [_numbers(path, each) for each in (values if several else [values])]
     if labels.ndim != 1 or (len(labels) and labels.dtype.kind not in "iu"):
         raise MapError(path, "whole numbers as labels", labels.dtype)
     if len(labels) and not (labels.min() >= 0 and labels.max() < (classes or LARGEST)):
         raise MapError(path, f"labels 0 to {classes - 1}", f"{labels.min()} to {labels.max()}")
+    if several and sum(getattr(each, "size", 0) for each in values) > MAX_VALUES:
+        raise MapError(path, f"at most {MAX_VALUES} values", "the same map again and again")
+    maps = [_numbers(path, each) for each in (values if several else [values])]
     try:
         return AttentionMaps(sample.image_id, sample.size, labels, maps if several else maps[0])  # type: ignore[arg-type]  # a list is stacked
     except MapError as error:

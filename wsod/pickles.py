@@ -34,21 +34,31 @@ def load_arrays(file: Any) -> Any:
     Raises:
         Exception: of any kind, for what is no such value.
     """
-    return _unpacked(_Closed(io.BytesIO(file.read())).load(), depth=2)
+    return _unpacked(_Closed(io.BytesIO(file.read())).load(), 2, {})
 
 
-def _unpacked(value: Any, depth: int) -> Any:
-    """Our stand-ins replaced by what they stand for; no deeper, for a list may hold itself."""
+def _unpacked(value: Any, depth: int, known: dict[tuple[int, int], Any]) -> Any:
+    """Our stand-ins replaced by what they stand for; no deeper, for a list may hold itself.
+
+    What is in several places is copied once (`known`): a small file may name a list a million times.
+    """
+    key = id(value), depth
+    if key not in known:
+        known[key] = _replaced(value, depth, known)
+    return known[key]
+
+
+def _replaced(value: Any, depth: int, known: dict[tuple[int, int], Any]) -> Any:
     if isinstance(value, _Array):
         if value.array is None:
             raise pickle.UnpicklingError("an array without content")
         if value.array.shape == () and value.array.dtype == object:
-            return _unpacked(value.array.item(), depth)
+            return _unpacked(value.array.item(), depth, known)
         return value.array
     if depth and type(value) is dict:
-        return {key: _unpacked(item, depth - 1) for key, item in value.items()}
+        return {key: _unpacked(item, depth - 1, known) for key, item in value.items()}
     if depth and type(value) is list:
-        return [_unpacked(item, depth - 1) for item in value]
+        return [_unpacked(item, depth - 1, known) for item in value]
     return value
 
 

@@ -119,6 +119,12 @@ def make_request(maps: Maps, options: Mapping[str, Any]) -> Request:
     return bind(Request, {**given, "maps": [str(name) for name in names]}, "evaluate")
 
 
+def _is_method(name: str) -> bool:
+    from wsod.maps import METHODS
+
+    return name in METHODS
+
+
 def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
     """Everything the request names, and what the metrics need."""
     dataset = open_dataset(request.data, request.split)
@@ -132,8 +138,12 @@ def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
             run.detections[name] = DetectionFiles(Path(name), dataset.ids, dataset.classes, *numbers)
             continue
         folders = expand_map_folders(name)
+        if folders and name.isidentifier() and _is_method(name):
+            raise ConfigError(
+                f"--maps {name}", "a method or a folder", "both", f"Write ./{name} for the folder."
+            )
         for folder in folders:
-            short = len(folders) > 1 and folder.name not in run.stores
+            short = len(folders) > 1 and folder.name not in {*run.stores, *request.maps}
             run.stores[folder.name if short else str(folder)] = MapStore(folder, len(dataset.classes))
         if not folders:
             from wsod.maps import METHODS

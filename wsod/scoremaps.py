@@ -14,17 +14,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from wsod.errors import ConfigError
-from wsod.types import AttentionMaps
+from wsod.errors import ConfigError, MapError
+from wsod.types import MAX_PIXELS, AttentionMaps
 
 __all__ = ["MapProcessing", "ScoreMap", "resample_weights", "resize_map"]
 
+MAX_FRAME = 10_000
 Array = NDArray[np.float64]
 Interpolation = Literal["bilinear", "bicubic", "bicubic-opencv", "nearest", "nearest-opencv"]
+KEPT = 1 << 20
+"""Weights of an axis up to this many are kept for the next map."""
 Normalisation = Literal["minmax", "max", "relu-minmax", "percentile", "none"]
 
 
-@lru_cache(maxsize=256)
 def resample_weights(
     n: int, size: int, mode: Interpolation = "bilinear", start: float = 0.0, stop: float | None = None
 ) -> Array:
@@ -34,11 +36,19 @@ def resample_weights(
     `bicubic-opencv` computes positions and weights in float32 as OpenCV's INTER_CUBIC does.
     `nearest-opencv` is its INTER_NEAREST, floor(i * (1 / (size/n))).
     """
+    weigh = _kept_weights if n * size <= KEPT else _weights
+    return weigh(n, size, mode, start, stop)
+
+
+def _weights(n: int, size: int, mode: Interpolation, start: float, stop: float | None) -> Array:
     weights = np.zeros((size, n))
     for cells, taps in _taps(n, size, mode, start, stop):
         np.add.at(weights, (np.arange(size), cells), taps)
     weights.setflags(write=False)
     return weights
+
+
+_kept_weights = lru_cache(maxsize=256)(_weights)
 
 
 @lru_cache(maxsize=64)
@@ -106,11 +116,17 @@ def resize_map(
     """(h, w) → (height, width) in float64. Pixels outside `region` (x0, y0, x1, y1) get the map's minimum.
 
     `bicubic-opencv` equals OpenCV's INTER_CUBIC on float64 maps to the last bit.
+
+    Raises:
+        MapError: where that would take gigabytes, as of a map of a single row of millions of cells.
     """
     height, width = size
     raw: Array = np.array(values, np.float64)
     if region is None and raw.shape == (height, width):
         return raw
+    if max(raw.shape[0] * height, raw.shape[1] * width, height * width) > MAX_PIXELS:
+        got = f"{raw.shape[1]}x{raw.shape[0]} to {width}x{height}"
+        raise MapError("map", f"a resize of at most {MAX_PIXELS} weights and pixels", got)
     x0, y0, x1, y1 = region or (0.0, 0.0, float(width), float(height))
     resized: Array
     if mode == "bicubic-opencv":
@@ -166,8 +182,9 @@ class MapProcessing:
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
-        if self.frame < 0 or not 0 <= low < high <= 100:
-            raise ConfigError("maps", "frame >= 0 and 0 <= low < high <= 100 percentiles", f"{self}")
+        if not 0 <= self.frame <= MAX_FRAME or not 0 <= low < high <= 100:
+            expected = f"frame 0 to {MAX_FRAME} and 0 <= low < high <= 100 percentiles"
+            raise ConfigError("maps", expected, f"{self}")
 
     def size(self, maps: AttentionMaps) -> tuple[int, int]:
         """(height, width) of the evaluation frame of that image."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os.path
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,7 @@ def folder_name(maps: str) -> str:
 def expand_map_folders(name: str) -> list[Path]:
     """The stores a `--maps` argument means: none for a method's name, itself, or its subfolders."""
     folder = Path(name)
-    if not name or not folder.is_dir():
+    if not name or not os.path.isdir(folder):  # pathlib raises where a name is too long
         return []
     stores = sorted({path.parent for kind in (MANIFEST, FILES) for path in folder.glob(f"*/{kind}")})
     own = (folder / MANIFEST).exists() or (folder / FILES).exists()

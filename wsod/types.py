@@ -19,6 +19,7 @@ from wsod.errors import DataError, MapError
 
 __all__ = [
     "MAX_PIXELS",
+    "MAX_SIDE",
     "MAX_VALUE",
     "AttentionMaps",
     "InstanceMasks",
@@ -30,6 +31,9 @@ __all__ = [
 
 MAX_PIXELS = 100_000_000
 """Images above this are refused before anything is decoded or set aside: a small file can claim any size."""
+
+MAX_SIDE = 65_536
+"""Of an image, likewise: to resize a map to a row of millions of pixels takes gigabytes."""
 
 MAX_VALUE = 1e150
 """Maps beyond this are refused: their sums and squares would be infinite."""
@@ -106,9 +110,11 @@ class Sample:
         height, width = (int(side) for side in self.size)
         if height < 1 or width < 1:
             raise DataError(where, "a size of at least 1x1", f"{width}x{height}")
-        if height * width > MAX_PIXELS:
+        if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             hint = "Scale the image down first."
-            raise DataError(where, f"at most {MAX_PIXELS} pixels", f"{width}x{height}", hint)
+            raise DataError(
+                where, f"at most {MAX_PIXELS} pixels, {MAX_SIDE} a side", f"{width}x{height}", hint
+            )
         boxes = np.asarray(self.boxes, np.float64)
         if boxes.size % 4:
             raise DataError(where, "boxes of shape (N, 4)", boxes.shape)

@@ -111,8 +111,8 @@ def _options(kind: type[Dataset], spec: str, rest: str) -> dict[str, Any]:
 
 def _located(text: str, spec: str) -> Path:
     """The path, or where it is relative and not here, the same under $WSOD_DATA."""
-    path, root = Path(text).expanduser(), os.environ.get("WSOD_DATA")
-    # os.path's answer is no, where pathlib's is an error: names too long, NUL in them
+    # os.path's answer is no, where pathlib's is an error: names too long, NUL in them, unknown users
+    path, root = Path(os.path.expanduser(text)), os.environ.get("WSOD_DATA")
     if root and not path.is_absolute() and not os.path.exists(path):
         path = Path(root) / path
     if not os.path.exists(path):

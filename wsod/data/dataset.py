@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,11 +17,13 @@ from wsod.data.damage import png_damage
 from wsod.data.files import Member, check_regular
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
-from wsod.types import MAX_PIXELS, Sample
+from wsod.types import MAX_PIXELS, MAX_SIDE, Sample
 
 __all__ = [
     "ENDINGS",
     "Dataset",
+    "bare",
+    "by_stem",
     "image_size",
     "read_grey",
     "read_image",
@@ -31,6 +33,27 @@ __all__ = [
 
 ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
 """What an image file's name may end in."""
+
+
+def bare(name: str) -> str:
+    """The last part of a path, without an image's ending.
+
+    >>> bare("train/a.1.JPG"), bare("a.1")
+    ('a.1', 'a.1')
+    """
+    path = Path(name)
+    return path.stem if path.suffix.lower() in ENDINGS else path.name
+
+
+def by_stem(ids: Iterable[str]) -> dict[str, str]:
+    """Ids by their `bare` name, those left out that share one: cat/1 and dog/1."""
+    found: dict[str, str] = {}
+    twice: set[str] = set()
+    for name in ids:
+        if found.setdefault(bare(name), name) != name:
+            twice.add(bare(name))
+    return {stem: name for stem, name in found.items() if stem not in twice}
+
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 """What is decoded, whatever a file's name says. Pillow knows more: its EPS reader runs Ghostscript."""
@@ -125,10 +148,11 @@ def _open(path: Path | Member) -> Image.Image:
             image = Image.open(source, formats=FORMATS)
     except Exception as error:  # damaged files make Pillow's readers raise almost anything
         raise DataError(path, "a readable image", _first_line(error)) from error
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         size = f"{image.width}x{image.height}"
         image.close()
-        raise DataError(path, f"at most {MAX_PIXELS} pixels", size, "Scale the image down first.")
+        hint = "Scale the image down first."
+        raise DataError(path, f"at most {MAX_PIXELS} pixels, {MAX_SIDE} a side", size, hint)
     return image
 
 

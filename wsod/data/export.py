@@ -25,6 +25,8 @@ from wsod.types import Sample
 __all__ = ["FORMATS", "export"]
 
 D = TypeVar("D", bound=Dataset)
+#: by file name the image's id, and the file it is from or its split
+Names = dict[str, tuple[str, str]]
 Counted = Iterator[tuple[Dataset, Iterator[tuple[int, str]]]]
 
 
@@ -64,7 +66,7 @@ def export(
         dataset = open_dataset(dataset)
     datasets = [_of_split(dataset, split) for split in splits or dataset.splits]
     aside = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    names: dict[str, str] = {}
+    names: Names = {}
     try:
         aside.mkdir(parents=True)
         FORMATS[format](_counted(datasets, progress), names, aside)
@@ -105,12 +107,17 @@ def _of_split(dataset: D, split: str) -> D:
     return other
 
 
-def _file_name(image_id: str, names: dict[str, str]) -> str:
-    """The id as a plain file name without ending; two ids must not become one."""
-    path = Path(image_id)
+def _file_name(sample: Sample, split: str, names: Names) -> str:
+    """The id as a plain file name without ending; two images must not become one.
+
+    An image may be in several splits; one that is no file of its own is another in each.
+    """
+    image_id, path = sample.image_id, Path(sample.image_id)
     name = (path.with_suffix("") if path.suffix.lower() in ENDINGS else path).as_posix().replace("/", "_")
-    if names.setdefault(name, image_id) != image_id:
-        raise DataError(image_id, "an id that is unique as a file name", f"{name}, as {names[name]}")
+    origin = image_id, str(sample.image_path or split)
+    if names.setdefault(name, origin) != origin:
+        got = f"{name}, as {' of '.join(names[name])}"
+        raise DataError(image_id, "an id that is unique as a file name in all splits", got)
     return name
 
 
@@ -136,7 +143,12 @@ def _write_image(dataset: Dataset, index: int, sample: Sample, path: Path, endin
 # --- VOC -----------------------------------------------------------------------------------------------
 
 
-def _export_voc(datasets: Counted, names: dict[str, str], directory: Path) -> None:
+def _one_word(name: str) -> bool:
+    """Whether a list of names, one a line, gives it back."""
+    return name.isprintable() and name.split() == [name]
+
+
+def _export_voc(datasets: Counted, names: Names, directory: Path) -> None:
     year = directory / "VOC2012"
     for folder in ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "JPEGImages"):
         (year / folder).mkdir(parents=True)
@@ -144,12 +156,17 @@ def _export_voc(datasets: Counted, names: dict[str, str], directory: Path) -> No
     for dataset, pairs in datasets:
         if len(dataset.classes) >= VOID:
             raise ConfigError("export voc", f"fewer than {VOID} classes", len(dataset.classes))
+        for label, word in enumerate(dataset.classes):
+            if not word.isprintable() or word.strip() != word or not word or word in dataset.classes[:label]:
+                raise ConfigError("export voc", "class names of one line, each once", repr(word)[:60])
         if dataset.classes != VOC_CLASSES:
             (year / "classes.txt").write_text("\n".join(dataset.classes) + "\n", "utf-8")
         listed, masked = [], []
         for index, image_id in pairs:
-            name = _file_name(image_id, names)
             sample = _sample(dataset, index)
+            name = _file_name(sample, dataset.split, names)
+            if not _one_word(name):
+                raise DataError(image_id, "an id without spaces, for VOC's lists", repr(name)[:60])
             listed.append(name)
             if sample.masks is not None:
                 masked.append(name)
@@ -225,17 +242,17 @@ def _write_palette(path: Path, values: NDArray[np.int64]) -> None:
 # --- COCO ----------------------------------------------------------------------------------------------
 
 
-def _export_coco(datasets: Counted, names: dict[str, str], directory: Path) -> None:
+def _export_coco(datasets: Counted, names: Names, directory: Path) -> None:
     (directory / "images").mkdir()
     (directory / "annotations").mkdir()
     for dataset, pairs in datasets:
         images: list[Mapping[str, Any]] = []
         annotations: list[Mapping[str, Any]] = []
-        for index, image_id in pairs:
+        for index, _ in pairs:
             sample = _sample(dataset, index)
             source = sample.image_path
             ending = ".png" if source is None or dataset.exif else source.suffix.lower()
-            file = f"{_file_name(image_id, names)}{ending}"
+            file = f"{_file_name(sample, dataset.split, names)}{ending}"
             if not (directory / "images" / file).exists():
                 _write_image(dataset, index, sample, directory / "images" / file, (ending,))
             height, width = sample.size
@@ -270,7 +287,7 @@ def _coco_rows(sample: Sample, image: int, first: int) -> Iterator[Mapping[str, 
         yield row
 
 
-FORMATS: dict[str, Callable[[Counted, dict[str, str], Path], None]] = {
+FORMATS: dict[str, Callable[[Counted, Names, Path], None]] = {
     "voc": _export_voc,
     "coco": _export_coco,
 }

@@ -71,9 +71,15 @@ class Folder(Dataset):
         self.splits = tuple(path.stem for path in lists) or ("all",)
         self.split = self._known_split(self.split)
         self._rows: dict[str, list[_Row]] = {name: [] for name in self._files}
-        self._masks = self.root / "masks" if (self.root / "masks").is_dir() else None
+        self._masked = (self.root / "masks").is_dir()
+        self._masks = _pngs(self.root / "masks") if self._masked else {}
+        if self._masks and not any(name in self._masks for name in self._files):
+            got, name = next(iter(self._masks)), next(iter(self._files))
+            raise DataError(
+                self.root / "masks", f"masks called as images are, such as {name}.png", f"{got}.png"
+            )
         placed = self._read_annotations()
-        self.exif = not placed and self._masks is None
+        self.exif = not placed and not self._masked
         self.classes = self._class_names()
         self._labels = {name: label for label, name in enumerate(self.classes)}
         several = any(len({row.label for row in rows}) > 1 for rows in self._rows.values())
@@ -100,7 +106,7 @@ class Folder(Dataset):
         if not files and (self.root / "masks").is_dir():
             self.has_images = False
             masks = self.root / "masks"
-            files = {p.relative_to(masks).with_suffix("").as_posix(): p for p in sorted(masks.rglob("*.png"))}
+            files = _pngs(masks)
         if not files:
             raise DataError(base, "images (" + " ".join(sorted(ENDINGS)) + ")", "none")
         return files
@@ -127,7 +133,7 @@ class Folder(Dataset):
                 name, label = self._named(_word(row, "image", where), where), _word(row, "label", where)
                 self._rows[name].append(_parse(row, label, where) if boxes else _Row(label, where))
             return boxes
-        if self._masks is None and all("/" in name for name in self._files):
+        if not self._masked and all("/" in name for name in self._files):
             for name, path in self._files.items():
                 self._rows[name].append(_Row(name.split("/")[0], str(path)))
         return False
@@ -136,7 +142,7 @@ class Folder(Dataset):
         path = self.root / "classes.txt"
         used = {row.label: row.where for rows in self._rows.values() for row in rows}
         if not path.is_file():
-            if self._masks is not None:
+            if self._masked:
                 raise DataError(path, "class names, one a line, for the values in masks/", "no such file")
             return tuple(sorted(used))
         names = read_classes(path)
@@ -151,8 +157,8 @@ class Folder(Dataset):
         path, rows = self._files[name], self._rows[name]
         size = image_size(path, exif=self.exif)
         masks = None
-        if self._masks is not None and (self._masks / f"{name}.png").exists():
-            masks = PngMasks(self._masks / f"{name}.png", size, len(self.classes))
+        if name in self._masks:
+            masks = PngMasks(self._masks[name], size, len(self.classes))
         boxes = np.array([row.box for row in rows if row.box], np.float64).reshape(-1, 4)
         labels = np.array([self._labels[row.label] for row in rows], np.int64)
         if masks is not None and not len(boxes):
@@ -166,6 +172,12 @@ class Folder(Dataset):
         difficult = np.array([row.difficult for row in rows if row.box], np.bool_)
         image = path if self.has_images else None
         return Sample(name, image, size, boxes, labels, difficult, masks=masks)
+
+
+def _pngs(folder: Path) -> dict[str, Path]:
+    """PNG files by their path without the ending, in the order of the names."""
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".png")
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 def components(classes: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -189,7 +201,15 @@ def _csv_rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
         missing = [key for key in needed if key not in (reader.fieldnames or ())]
         if missing:
             raise DataError(path, "the header " + ",".join(needed), f"no {', '.join(missing)}")
-        return [(f"{path}: line {reader.line_num}", row) for row in reader]
+        names = list(reader.fieldnames or ())
+        if double := [key for key in needed if names.count(key) > 1]:
+            raise DataError(path, "the header " + ",".join(needed), f"{double[0]} twice")
+        rows = [(f"{path}: line {reader.line_num}", row) for row in reader]
+        for where, row in rows:
+            # a comma in a name or number that is not quoted moves what comes after it
+            if any(cell.strip() for cell in row.get(None, ())):
+                raise DataError(where, f"{len(names)} columns as in the header", "more", "Quote commas.")
+        return rows
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(path, "a readable CSV file", error) from error
 

@@ -163,10 +163,11 @@ class Shards(Dataset):
         text = read_bytes(member, "a class").decode("utf-8", "replace").strip()
         if text in self._labels:
             return self._labels[text]
-        if not text.isdecimal() or int(text[:9]) >= len(self.classes):
+        number = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
+        if not 0 <= number < len(self.classes):
             got = repr(text[:60])
             raise DataError(member, f"a class of classes.txt, or a number below {len(self.classes)}", got)
-        return int(text[:9])
+        return number
 
     def _label(self, name: object, member: Member) -> int:
         if not isinstance(name, str) or name not in self._labels:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wsod.errors import ConfigError
+from wsod.errors import ConfigError, DataError
+from wsod.types import MAX_PIXELS
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "Region", "Triple"]
 
@@ -85,6 +86,11 @@ class Preprocess:
             # the longer side is truncated, as torchvision's Resize does
             w = target if width == short else int(target * width / short)
             h = target if height == short else int(target * height / short)
+            if w * h > MAX_PIXELS:
+                got = f"one of {width}x{height}"
+                raise DataError(
+                    f"{self.mode} to {target}", f"an image of at most {MAX_PIXELS} pixels then", got
+                )
             pixels = np.asarray(image.resize((w, h), resample), np.float32)
             if self.mode == "crop":
                 left, top = round((w - self.size) / 2), round((h - self.size) / 2)

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.boxes.convert import heatmap_to_boxes
-from wsod.data.dataset import read_values
+from wsod.data.dataset import bare, by_stem, read_values
 from wsod.errors import ConfigError, DataError, MapError
 from wsod.mapfiles import read_arrays, read_beside
+from wsod.pickles import MAX_VALUES
 from wsod.report.tables import simple_table
 from wsod.scoremaps import resize_map
 
@@ -21,6 +22,7 @@ __all__ = ["boxes_of_files", "format_boxes"]
 
 Found = Mapping[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]]
 Row = tuple[str, str, float, list[float]]
+SHOWN = 1000  # rows of the table: of noise a map has a million boxes
 
 
 def boxes_of_files(paths: Sequence[Path], *, size: tuple[int, int] | None = None, **options: Any) -> Found:
@@ -60,6 +62,8 @@ def _heatmaps(
     if "keys" in content:
         stack = content.get("high_res", content.get("cam"))
         content = dict(_paired(path, content["keys"], [] if stack is None else stack))
+    if sum(getattr(values, "size", 0) for values in content.values()) > MAX_VALUES:
+        raise MapError(path, f"at most {MAX_VALUES} values", "the same map again and again")
     if "values" not in content:
         for label, values in content.items():
             yield str(label), _array(path, values), size
@@ -129,9 +133,10 @@ def format_boxes(found: Found, style: str, annotations: Path | None = None) -> A
         for box, score in zip(boxes, scores, strict=True)
     ]
     if style == "table":
-        rows = [(p, label, f"{s:.3f}", *(f"{x:.0f}" for x in box)) for p, label, s, box in flat]
+        rows = [(p, label, f"{s:.3f}", *(f"{x:.0f}" for x in box)) for p, label, s, box in flat[:SHOWN]]
+        cut = f"; the first {SHOWN}, all of them with --format json" if len(flat) > SHOWN else ""
         return simple_table(
-            f"{len(flat)} boxes, xyxy in pixels, half-open",
+            f"{len(flat)} boxes, xyxy in pixels, half-open{cut}",
             ["file", "label", "score", "x0", "y0", "x1", "y1"],
             rows,
         )
@@ -158,11 +163,12 @@ def _coco(rows: Sequence[Row], annotations: Path | None) -> list[dict[str, Any]]
         from wsod.data.coco import Coco
 
         known = Coco(annotations=annotations)
-        images = {Path(name).stem: number for name, number in zip(known.ids, known.image_ids, strict=True)}
+        numbers = dict(zip(known.ids, known.image_ids, strict=True))
+        images = {stem: numbers[name] for stem, name in by_stem(known.ids).items()}
         categories = known.category_ids
     results = []
     for path, label, score, (x0, y0, x1, y1) in rows:
-        stem = Path(path).name.split(".")[0]
+        stem = bare(Path(path).stem)
         if stem not in images and (annotations is not None or not stem.isdigit()):
             wanted = "a file named by its COCO image, such as 000000391895.npy"
             raise ConfigError(path, wanted, repr(stem), "Use --format json, or give --annotations.")
