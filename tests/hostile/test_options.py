@@ -11,6 +11,7 @@ from wsod.cli import main
 from wsod.config import bind
 from wsod.errors import ConfigError
 from wsod.maps import METHODS
+from wsod.maps.method import MapMethod
 from wsod.metrics import METRICS
 
 WRONG = ["abc", "nan", "inf", "-inf", "1e400", "[[1]]", "{a=1}", "''"]
@@ -65,3 +66,10 @@ def test_seeds_are_not_negative(command: list[str]) -> None:
     result = CliRunner().invoke(main, [*command, "--seed", "-1"])
     assert result.exit_code == 2
     assert "--seed" in result.output
+
+
+def test_options_of_methods_that_annotate_for_type_checkers_alone() -> None:
+    def mine(tape: Nowhere, cases: Nowhere, *, power: float = 1.0) -> None:  # type: ignore[name-defined]  # noqa: F821
+        """As with imports under TYPE_CHECKING."""
+
+    assert MapMethod(mine, "mine", "").configured({"power": 2}).options == {"power": 2}

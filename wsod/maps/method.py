@@ -90,7 +90,10 @@ class MapMethod:
         known = inspect.signature(self.function).parameters
         own = [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name not in _SHARED]
         any_name = any(p.kind is p.VAR_KEYWORD for p in known.values())
-        hints = get_type_hints(self.function)
+        try:
+            hints = get_type_hints(self.function)
+        except NameError:  # annotated with what is imported for type checkers alone
+            hints = {}
         found = {}
         for name, value in options.items():
             if name not in own and not any_name:
