@@ -6,7 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -87,19 +87,20 @@ class MapMethod:
         Raises:
             ConfigError: for an option it has not, or a value of another type.
         """
-        known = inspect.signature(self.function).parameters
+        try:
+            known = inspect.signature(self.function, eval_str=True).parameters
+        except NameError:  # annotated with what is imported for type checkers alone
+            known = inspect.signature(self.function).parameters
+        hints = {name: p.annotation for name, p in known.items() if p.annotation is not p.empty}
         own = [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name not in _SHARED]
         any_name = any(p.kind is p.VAR_KEYWORD for p in known.values())
-        try:
-            hints = get_type_hints(self.function)
-        except NameError:  # annotated with what is imported for type checkers alone
-            hints = {}
         found = {}
         for name, value in options.items():
             if name not in own and not any_name:
-                hint = nearest(name, own) if own else "It has none."
-                raise ConfigError(self.summary, "an option of the method", repr(name), hint)
-            found[name] = convert(hints.get(name, Any), value, f"{self.summary}: {name}")
+                near = nearest(name, own) if own else "It has none."
+                raise ConfigError(self.summary, "an option of the method", repr(name), near)
+            hint = hints.get(name, Any)
+            found[name] = convert(Any if isinstance(hint, str) else hint, value, f"{self.summary}: {name}")
         return replace(self, options={**self.options, **found})
 
     @property
