@@ -199,5 +199,6 @@ def broadcam(
     """
     fitted = Fitted.given(fit, "broadcam", tape.classifier)
     features = stacked([tape.features_at(path) for path in layers or fitted.layers])
-    weights = fitted.tensors["weights"].to(features.device, features.dtype).T[cases[:, 1].to(features.device)]
+    learned = fitted.tensor("weights", features.shape[1], len(fitted.classes))
+    weights = learned.to(features.device, features.dtype).T[cases[:, 1].to(features.device)]
     return rectify(combine(weights, tape.select(cases, features)), relu)

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from wsod.config import plain
 from wsod.errors import CheckpointError, ConfigError
-from wsod.models.checkpoint import file_sha256, load_file
+from wsod.models.checkpoint import bare_state, file_sha256, load_file
 from wsod.models.classifier import Classifier
 from wsod.output import write_bytes
 
 __all__ = ["Fit", "Fitted"]
 
 _FORMAT = "wsod-fit-1"
+_PARTS = {"classes": list, "layers": list, "tensors": dict, "about": dict}
 
 Fit = Callable[..., "Fitted"]
 """(classifier, batches of (images (N, 3, H, W), multi-hot labels (N, C)), **options) → what was learned."""
@@ -74,14 +75,34 @@ class Fitted:
         if contents.get("format") != _FORMAT or contents.get("method") != method:
             got = contents.get("method", "something else")
             raise CheckpointError(path, f"a fit of {method}", got, f"Make one with `wsod fit {method}`.")
+        for key, kind in _PARTS.items():
+            if not isinstance(contents.get(key), kind):
+                got = type(contents.get(key)).__name__
+                raise CheckpointError(f"{path}: {key}", f"a value of type {kind.__name__}", got)
+        for key in ("classes", "layers"):
+            if not contents[key] or not all(isinstance(name, str) for name in contents[key]):
+                raise CheckpointError(f"{path}: {key}", "names", repr(contents[key])[:60])
         return cls(
             method,
             tuple(contents["classes"]),
             tuple(contents["layers"]),
-            dict(contents["tensors"]),
-            dict(contents["about"]),
+            bare_state(contents["tensors"], (), f"{path}: tensors"),
+            contents["about"],
             file_sha256(path),
         )
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """One of the tensors, of that shape.
+
+        Raises:
+            CheckpointError: where there is no such.
+        """
+        found = self.tensors.get(name)
+        if found is None or tuple(found.shape) != shape:
+            got = "none" if found is None else "x".join(map(str, found.shape)) or "a number"
+            hint = f"Fit it to this classifier with `wsod fit {self.method}`."
+            raise CheckpointError(f"fit of {self.method}: {name}", "x".join(map(str, shape)), got, hint)
+        return found
 
     @classmethod
     def given(cls, fit: str | Fitted, method: str, classifier: Classifier) -> Fitted:

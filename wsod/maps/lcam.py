@@ -199,5 +199,7 @@ def lcam(
     (path,) = layers or fitted.layers
     features = tape.features_at(path)
     labels = cases[:, 1].to(features.device)
-    weights, bias = (fitted.tensors[name].to(features)[labels] for name in ("weights", "bias"))
+    count = len(fitted.classes)
+    weights = fitted.tensor("weights", count, features.shape[1]).to(features)[labels]
+    bias = fitted.tensor("bias", count).to(features)[labels]
     return combine(weights, tape.select(cases, features)) + bias[:, None, None]
