@@ -94,6 +94,10 @@ BAD: dict[str, tuple[Callable[[Any], None], str]] = {
     "a value of infinity": (edit(*SCORE, "value", value=float("inf")), "a number belongs"),
     "strata of words": (edit(*SCORE, "strata", value="small"), "rows, config and provenance"),
     "other strata": (edit(*SCORE, "strata", value={"tiny": None}), "strata tiny"),
+    "a stratum of nothing": (
+        edit(*SCORE, "strata", value=dict.fromkeys(("small", "medium", "large"))),
+        "strata small, medium, large",
+    ),
     "a stratum without count": (edit(*SCORE, "given_predicted", value={"value": 1}), "KeyError 'count'"),
     "a threshold of words": (edit(*SCORE, "best_threshold", value={"0.5": "a"}), "a number belongs"),
     "a curve of words": (edit(*SCORE, "curve", value=["a"]), "a number belongs"),

@@ -181,7 +181,7 @@ def _row(table: Any) -> Row:
         for name, check in (("per_class", _number), ("class_intervals", _interval), ("strata", _part)):
             for value in _is(dict, score[name] or {}).values():
                 check(value)
-        if score["strata"] and list(score["strata"]) != list(SIZES):
+        if score["strata"] and (list(score["strata"]) != list(SIZES) or None in score["strata"].values()):
             raise ValueError(f"strata {', '.join(score['strata'])[:40]}")
         _part(score["given_predicted"])
         for name in ("best_threshold", "curve"):
