@@ -23,10 +23,21 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "history.jsonl"
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
-    except (OSError, ValueError) as error:
+        return [_entry(json.loads(line)) for line in path.read_bytes().splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
         hint = "Delete it to go on without what it said."
         raise DataError(path, "a line of JSON a step", error, hint) from error
+
+
+def _entry(line: Any) -> dict[str, Any]:
+    entry: dict[str, Any] = line if isinstance(line, dict) else {}
+    placed = isinstance(entry.get("stage"), str) and type(entry.get("step")) is int
+    if not placed or not isinstance(entry.get("evaluation", {}), dict):
+        raise ValueError(f"{str(line)[:40]!r}")
+    for name, value in _scalars(entry):
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} {str(value)[:40]!r}")
+    return entry
 
 
 def _scalars(entry: Entry) -> Iterator[tuple[str, float]]:

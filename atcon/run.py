@@ -27,8 +27,9 @@ from wsod.models import Classifier, read_checkpoint, save_checkpoint
 from wsod.models.checkpoint import load_file, save_file
 from wsod.output import write_bytes
 
-__all__ = ["Run", "of_this_run"]
+__all__ = ["POOLS", "Run", "of_this_run"]
 
+POOLS = ("labelled", "unlabelled")
 _FILES = ("config.toml", "history.jsonl", "state.pt", "ft.pt")
 
 
@@ -159,6 +160,8 @@ class Run:
         history = self.folder / "history.jsonl"
         path = self.folder / "state.pt"
         state = load_file(path) if path.exists() else None
+        if state is not None:
+            _check_state(state)
         self.lines = state["lines"] if state is not None else 0
         if state is not None:
             read_checkpoint(self.folder / "ft.pt")  # the best so far: nothing writes it again
@@ -172,12 +175,24 @@ class Run:
         return state
 
 
+def _check_state(state: Mapping[str, Any]) -> None:
+    """What the loop counts with is whole numbers, and the rest what is looked into."""
+    kinds = {"used": dict, "best": dict, "network": dict, "optimiser": dict | None, "random": list}
+    for name, kind in kinds.items():
+        if not isinstance(state[name], kind):
+            raise TypeError(f"{name} of type {type(state[name]).__name__}")
+    counts = {name: state.get(name, 0) for name in ("stage", "step", "lines", "halved")}
+    for name, count in {**counts, **{pool: state["used"][pool] for pool in POOLS}}.items():
+        if type(count) is not int or not 0 <= count < (32 if name == "halved" else 1 << 40):
+            raise ValueError(f"{name} {str(count)[:40]!r}")
+
+
 @contextmanager
 def of_this_run(folder: Path) -> Iterator[None]:
     """A saved state that does not fit the run is a fault of its folder, in one line."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         got = " ".join(f"{type(error).__name__} {error}".split())[:200]
         hint = "Put config.toml and the data set back as they were, or begin anew in another --out."
         raise CheckpointError(folder / "state.pt", "the state of this run", got, hint) from error

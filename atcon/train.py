@@ -19,7 +19,7 @@ from atcon.config import FinetuneConfig
 from atcon.data import Batch, batches, stream
 from atcon.judge import Best, evaluate_classifier, selection
 from atcon.pools import open_sources
-from atcon.run import Run, of_this_run
+from atcon.run import POOLS, Run, of_this_run
 from atcon.schedules import steps_of, weights
 from atcon.stages import StageConfig
 from atcon.step import Stepper
@@ -32,7 +32,6 @@ from wsod.output import only_writer
 
 __all__ = ["Event", "Progress", "finetune", "resume"]
 
-POOLS = ("labelled", "unlabelled")
 # batches that an objective may measure something on before its stage begins
 MEASURED = 8
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from atcon.config import FinetuneConfig, config_from_tables
+from atcon.history import read_history
 from atcon.train import Event, finetune, resume
 from wsod.errors import CheckpointError, ConfigError, WsodError
 from wsod.models import load_classifier, read_checkpoint
@@ -128,6 +129,31 @@ def test_a_damaged_or_changed_run_is_one_line(
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(WsodError, match=message):
         resume(tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("stage", "a"), ("stage", -1), ("step", None), ("step", 2**50), ("lines", [1]), ("halved", 10**6),
+     ("halved", float("nan")), ("used", {}), ("used", {"labelled": "a", "unlabelled": 0}), ("best", [1]),
+     ("network", []), ("optimiser", 3), ("random", torch.ones(2)), ("random", [{}]), ("random", None)],
+)  # fmt: skip
+def test_a_state_of_wrong_types_is_one_line(tmp_path: Path, stopped: Path, name: str, value: Any) -> None:
+    shutil.copytree(stopped, tmp_path / "out")
+    path = tmp_path / "out/state.pt"
+    torch.save({**torch.load(path, weights_only=True), name: value}, path)
+    with pytest.raises(WsodError, match=STATE):
+        resume(tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "{}", "null", '{"stage": 1, "step": 1}', '{"stage": "a", "step": 1, "loss": [1]}',
+             '{"stage": "a", "step": 1, "evaluation": 3}', "[" * 100_000],
+    ids=range(7),
+)  # fmt: skip
+def test_a_history_of_something_else_is_one_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "history.jsonl").write_text(line + "\n")
+    with pytest.raises(WsodError, match=r"history\.jsonl: expected a line of JSON a step"):
+        read_history(tmp_path)
 
 
 def test_early_stopping(tmp_path: Path) -> None:
