@@ -51,6 +51,7 @@ class MapStore:
         self.folder, self.classes, self.spread = folder, classes, images > MANY
         self.manifest = _table(folder / MANIFEST, "a manifest written by `wsod maps`")
         self.damaged: list[Path] = []
+        self._taken: dict[Path, str] = {}
         self._files = folder / (f"files.{rank}.jsonl" if rank else FILES)
         self._made, self._sums = self._read_files()
         self._pending: dict[str, str] = {}
@@ -90,7 +91,13 @@ class MapStore:
             MapError: naming the file, where it is missing, no maps, or not what its checksum says.
         """
         if self._made is None:
-            return read_maps(find_map_file(self.folder, sample), sample, self.classes)
+            path = find_map_file(self.folder, sample)
+            if "/" in sample.image_id and self._taken.setdefault(path, sample.image_id) != sample.image_id:
+                got = f"that of {self._taken[path]} by its last name"
+                raise MapError(
+                    path, f"a map of image {sample.image_id!r}", got, "Keep the maps in folders too."
+                )
+            return read_maps(path, sample, self.classes)
         path = self._path(sample.image_id)
         if sample.image_id not in self._sums:
             got = "a folder made elsewhere" if not self._sums else "none"

@@ -21,6 +21,7 @@ from wsod.errors import ConfigError, DataError, MapError
 from wsod.evaluation import compute_maps
 from wsod.mapfiles import find_map_file
 from wsod.report.boxes import boxes_of_files, format_boxes
+from wsod.store import MapStore
 from wsod.types import Sample
 
 # --- maps and boxes of images ----------------------------------------------------------------------------
@@ -35,6 +36,17 @@ def test_maps_of_another_image_are_not_taken(tmp_path: Path, image: str) -> None
         np.save(tmp_path / f"{image}.npy", np.eye(4))
         assert find_map_file(tmp_path, Sample(image, None, (4, 4))).name == f"{image}.npy"
         assert find_map_file(tmp_path, Sample(f"{image}.jpg", None, (4, 4))).name == f"{image}.npy"
+
+
+def test_a_map_is_not_that_of_two_images(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.eye(4))
+    store = MapStore(tmp_path, 3)
+    for _ in range(2):
+        store.read(Sample("cat/x.jpg", None, (4, 4), labels=[0]))  # type: ignore[arg-type]
+        with pytest.raises(
+            MapError, match=r"x\.npy: expected a map of image 'dog/x.jpg', got that of cat/x.jpg"
+        ):
+            store.read(Sample("dog/x.jpg", None, (4, 4), labels=[0]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
