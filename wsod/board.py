@@ -14,7 +14,7 @@ from wsod.metrics.detections import DetectionMetric
 from wsod.metrics.faithfulness import FaithfulnessMetric
 from wsod.metrics.probe import Probe
 from wsod.metrics.swept import SweptMetric
-from wsod.results import Case, Row, score_fields
+from wsod.results import Case, Row, class_names, score_fields
 from wsod.stats import bootstrap_interval, class_intervals, resampled_intervals
 from wsod.strata import CaseFacts, given_predicted, size_strata
 from wsod.thresholds import ChosenThreshold, ThresholdSource
@@ -150,8 +150,9 @@ class Board:
                 own.setdefault(case, {})[name] = value
             beside = self._beside(metric, values, score, seed)
             table[name] = score_fields(score, classes, **beside) | extra
+        names = class_names(classes)
         cases = [
-            Case(self.name, image, classes[label], scores, facts.area, facts.rank, facts.predicted)
+            Case(self.name, image, names[label], scores, facts.area, facts.rank, facts.predicted)
             for (image, label), scores in own.items()
             for facts in [self._facts[image, label]]
         ]

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,7 +24,7 @@ from wsod.strata import SIZES
 from wsod.textfiles import read_text
 from wsod.types import Score
 
-__all__ = ["Case", "Interval", "Result", "Row", "provenance", "score_fields"]
+__all__ = ["Case", "Interval", "Result", "Row", "class_names", "provenance", "score_fields"]
 
 Interval = tuple[float, float]
 
@@ -240,6 +241,17 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], None]] = {1: _from_1, 2: _from
 """By schema: what makes a table of it one of the next."""
 
 
+def class_names(classes: Iterable[str]) -> tuple[str, ...]:
+    """What classes are called in results: two of one name (ImageNet has two cranes) by their numbers too.
+
+    >>> class_names(["crane", "dog", "crane"])
+    ('crane (0)', 'dog', 'crane (2)')
+    """
+    names = tuple(classes)
+    count = Counter(names)
+    return tuple(f"{name} ({label})" if count[name] > 1 else name for label, name in enumerate(names))
+
+
 def score_fields(
     score: Score,
     classes: Iterable[str],
@@ -258,7 +270,7 @@ def score_fields(
         strata: `{"small": {"value", "count", "interval"}, …}`, or None for a metric without cases.
         given_predicted: likewise over the cases whose class is predicted right, or None.
     """
-    names = list(classes)
+    names = class_names(classes)
     per_class, intervals = (
         None if some is None else {names[label]: value for label, value in some.items()}
         for some in (score.per_class, class_intervals)

@@ -93,6 +93,15 @@ def test_a_method_and_its_stored_maps_are_two_rows(tmp_path: Path, first: bool) 
     assert {row.maps for row in rows} == {"center", "random", f"{tmp_path}/center"}
 
 
+def test_two_classes_of_one_name_are_two(tmp_path: Path) -> None:
+    content = coco_content()
+    content["categories"][0]["name"] = "dog"
+    path, images = write_coco(tmp_path, content)
+    result = evaluate("center", data=f"coco:{images},{path}", metrics=["energy_pointing_game"])
+    assert {case.label for case in result.cases} == {"dog (0)", "dog (1)"}
+    assert set(result.rows[0].scores["energy_pointing_game"]["per_class"]) == {"dog (0)", "dog (1)"}
+
+
 def test_a_folder_called_as_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute_maps(["center"], tmp_path, data=DATA)
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ from wsod.data.dataset import Dataset
 from wsod.errors import WsodError
 from wsod.kept import made_for
 from wsod.report.overlays import drawn_processing
-from wsod.results import Result, Row
+from wsod.results import Result, Row, class_names
 from wsod.scoremaps import MapProcessing
 from wsod.store import MapStore, expand_map_folders, folder_name
 from wsod.thresholds import protocol_of
@@ -259,8 +259,8 @@ def _card(case: Case, rows: Sequence[ReportRow], dataset: Dataset | None, warnin
 
 
 def _truth(sample: Sample, label: str, dataset: Dataset) -> NDArray[np.float64]:
-    known = label in dataset.classes
-    return sample.boxes_of(dataset.classes.index(label)) if known else np.zeros((0, 4))
+    names = class_names(dataset.classes)
+    return sample.boxes_of(names.index(label)) if label in names else np.zeros((0, 4))
 
 
 def _corners(boxes: NDArray[np.float64]) -> list[tuple[float, ...]]:
@@ -269,11 +269,12 @@ def _corners(boxes: NDArray[np.float64]) -> list[tuple[float, ...]]:
 
 def _scores(row: ReportRow, sample: Sample, label: str, dataset: Dataset) -> NDArray[np.float64] | None:
     """(height, width) score map, or None where there is none."""
-    if row.store is None or label not in dataset.classes:
+    names = class_names(dataset.classes)
+    if row.store is None or label not in names:
         return None
     maps = row.maps(sample, len(dataset.classes))
     labels = maps.labels.tolist()
-    wanted = dataset.classes.index(label)
+    wanted = names.index(label)
     if wanted not in labels:
         return None
     return row.processing.score(maps, labels.index(wanted)).scores
