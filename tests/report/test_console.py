@@ -24,6 +24,7 @@ def main(): ...
 
 @main.command()
 def stop():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     os.kill(os.getpid(), signal.SIGINT)
 
 @main.command()
