@@ -13,6 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from wsod.errors import WsodError
 from wsod.report.console import Group
 
 SCRIPT = """
@@ -62,6 +63,7 @@ def test_no_end_is_a_traceback(tmp_path: Path) -> None:
         (KeyboardInterrupt("Go on with --resume a."), 130, "stopped. Go on with --resume a.\n"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "a/b: expected a file that can be"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
+        (WsodError("a\x1b]0;x\x07.png é", "an image", "none"), 1, r"a\x1b]0;x\x07.png é: expected an image"),
     ],
 )
 def test_what_is_said_and_the_exit_code(error: BaseException, code: int, said: str) -> None:

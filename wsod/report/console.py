@@ -36,14 +36,19 @@ def _stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def _shown(message: str) -> str:
+    """Control characters as escapes: a name found in data must not steer the terminal."""
+    return escape("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message))
+
+
 def fail(message: str) -> None:
     """One red line on standard error."""
-    _stderr().print(f"[red]{escape(message)}[/red]")
+    _stderr().print(f"[red]{_shown(message)}[/red]")
 
 
 def warn(message: str) -> None:
     """One yellow line on standard error."""
-    _stderr().print(f"[yellow]{escape(message)}[/yellow]")
+    _stderr().print(f"[yellow]{_shown(message)}[/yellow]")
 
 
 class Group(click.Group):
