@@ -93,10 +93,8 @@ def main(checkpoint: str, folder: Path) -> dict[str, Any]:
         KeptMaps.commit = commit  # type: ignore[method-assign]
         work()
 
-    start = time.monotonic()
     wsod.distributed.SILENCE = 6.0
     report["killed"] = ended(ranks(work_and_die, 3, folder))
-    report["seconds"] = time.monotonic() - start
     wsod.distributed.SILENCE = 60.0
     done, before = images(out.glob(".maps/layercam/files*.jsonl")), len(log.read_text().split())
     report["resumed"] = ended(ranks(work, 2, folder))

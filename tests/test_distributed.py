@@ -54,7 +54,6 @@ def test_a_rank_dies_and_another_number_goes_on(several: tuple[Path, dict[str, A
     for line in (first, second):
         assert line.startswith("ProcessError: process ")
         assert line.endswith("finished images are not computed again.")
-    assert report["seconds"] < 60
     assert report["resumed"] == ["done None", "done None"]
     assert report["done"] >= 8
     assert report["again"] == []

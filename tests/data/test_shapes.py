@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -161,16 +160,6 @@ def test_cue_rules_outside_of_training() -> None:
         assert not np.array_equal(scenes["deceive"][i].pixels, without.pixels)
     train = Shapes("train", bias=1.0, cue="none", size=64, count=3)
     assert all(train.scene(i).cue == train.scene(i).labels[0] for i in range(3))
-
-
-def test_generation_is_fast() -> None:
-    dataset = Shapes("train")
-    dataset.scene(0)
-    start = time.process_time()
-    for index in range(1, 41):
-        dataset.scene(index)
-    # 3 ms alone; the limit leaves room for a busy machine
-    assert (time.process_time() - start) / 40 < 0.012
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,7 @@ from wsod.errors import ConfigError, DataError
 def test_imagenet_lists_at_full_size() -> None:
     assert SHARED is not None
     path = SHARED / "data/wsol_metadata/ILSVRC_test"
-    start = time.process_time()
     dataset = open_dataset(f"wsol:{path}")
-    # 0.3 s alone; the limit leaves room for a busy machine
-    assert time.process_time() - start < 1.5
     assert (len(dataset), len(dataset.classes), dataset.split, dataset.task) == (
         50000,
         1000,
