@@ -32,6 +32,7 @@ def twelve(score: dict[str, Any]) -> list[float | None]:
 
 @needs_shared
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.slow
 def test_coco_s_own_fake_detections(tmp_path: Path, kind: str) -> None:
     """cocoapi's demo prints 0.505, 0.697, … for the boxes, 0.320, 0.562, … for the masks."""
     assert SHARED is not None

@@ -367,6 +367,7 @@ def test_an_image_s_answers_that_spoil_a_batch(checkpoint: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("protocol", ["default", "pxap", "miou-seam", "corloc-voc", "quantus"])
+@pytest.mark.slow
 def test_threads_change_no_bit(tmp_path: Path, protocol: str) -> None:
     compute_maps(["center", "random"], tmp_path, limit=30)
     maps = [tmp_path / "center", tmp_path / "random"]

@@ -80,6 +80,7 @@ def test_center_row_of_the_wsol_benchmark_on_imagenet(tmp_path: Path) -> None:
     assert [round(100 * second[name], 3) for name in ("0.3", "0.5", "0.7")] == [76.824, 54.082, 29.436]
 
 
+@pytest.mark.slow
 def test_coco_s_own_fake_detections() -> None:
     """cocoapi's demo prints 0.505 and 0.697, …, for these boxes."""
     assert SHARED is not None

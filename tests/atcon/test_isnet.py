@@ -495,6 +495,7 @@ def test_registered_with_its_options() -> None:
     assert ISNet().begun(mini_classifier(), []) == ISNet()
 
 
+@pytest.mark.slow
 def test_cuts_are_tuned_once_and_kept_when_a_run_goes_on(tmp_path: Path) -> None:
     settings_ = [
         "train.steps=3",
@@ -541,7 +542,8 @@ def test_p_rises_from_plain_training() -> None:
         ISNet(p_ramp=(5, 5))
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("densenet121", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+@pytest.mark.slow
 def test_what_was_trained_is_a_plain_torchvision_network(name: str, tmp_path: Path) -> None:
     """Nothing of the method is left at test time: the weights fit torchvision's class, with equal logits."""
     torch.manual_seed(0)

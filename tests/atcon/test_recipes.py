@@ -28,6 +28,7 @@ def run(recipe: str, out: Path, settings: list[str], **tables: Any) -> list[dict
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
+@pytest.mark.slow
 def test_every_recipe_trains(name: str, tmp_path: Path) -> None:
     settings = [] if load_config(name).data.per_class == 0 else ["data.per_class=1"]
     lines = run(name, tmp_path / "out", settings, data={"spec": "shapes:count=16"})
@@ -36,6 +37,7 @@ def test_every_recipe_trains(name: str, tmp_path: Path) -> None:
     assert [line["stage"] for line in lines if line.get("step") == 2 and "loss" in line] == list(stages)
 
 
+@pytest.mark.slow
 def test_house_numbers_train_and_are_not_mirrored(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -54,6 +56,7 @@ def test_house_numbers_train_and_are_not_mirrored(tmp_path: Path) -> None:
 
 @needs_shared
 @pytest.mark.parametrize("kind", ["voc2012", "coco"])
+@pytest.mark.slow
 def test_real_data_trains(kind: str, tmp_path: Path) -> None:
     assert SHARED is not None
     coco = SHARED / "data/coco_real"

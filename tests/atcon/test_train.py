@@ -115,8 +115,10 @@ def killer(stage: str, step: int) -> Callable[[Event], None]:
     ("stage", "step"),
     [
         ("start", 1),
-        *(pytest.param(*at, marks=pytest.mark.slow) for at in (("start", 3), ("atcon", 1), ("atcon", 4))),
-        ("atcon", 3),
+        *(
+            pytest.param(*at, marks=pytest.mark.slow)
+            for at in (("start", 3), ("atcon", 1), ("atcon", 3), ("atcon", 4))
+        ),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(finished: Path, tmp_path: Path, stage: str, step: int) -> None:
@@ -163,6 +165,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_weights_kept(tmp_path: Path) -
     assert all(value.isfinite().all() for value in state(tmp_path / "out" / "ft.pt").values())
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_make_the_same_step(tmp_path: Path) -> None:
     terms = {"supervised": {}, "atcon": {"weight": 0.5}}
     for parts in (1, 2, 4):
@@ -214,6 +217,7 @@ def test_alternating_draws_one_objective_a_step(tmp_path: Path) -> None:
     assert set(drawn) == {(True, False), (False, True)}
 
 
+@pytest.mark.slow
 def test_unsupervised_training_never_reads_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finetune(single({"atcon": {}}, select="last"), tmp_path / "a", device="cpu")
     from atcon.data import Images
@@ -293,7 +297,10 @@ def test_misfits_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "atcon" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(OBJECTIVES)],
+)
 def test_every_objective_trains(name: str, tmp_path: Path) -> None:
     """The contract: a scalar under its own name whose gradient reaches the weights."""
     calm = {"model": {"head": "calm"}, "data": {"spec": "shapes:count=12,simple=true"}}

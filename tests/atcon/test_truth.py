@@ -115,6 +115,7 @@ class Masked(Objective):
         return {self.name: (inside * batch.has_mask).mean()}
 
 
+@pytest.mark.slow
 def test_an_objective_gets_them_and_the_ledger_says_so(tmp_path, monkeypatch) -> None:
     from atcon.config import config_from_tables
     from atcon.train import finetune

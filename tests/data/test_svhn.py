@@ -112,6 +112,7 @@ def test_numbers(tmp_path: Path, write) -> None:
         open_dataset(f"svhn:{tmp_path},format=cropped", "train")
 
 
+@pytest.mark.slow
 def test_faults(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train_32x32\.mat"):
         open_dataset(f"svhn:{tmp_path}")

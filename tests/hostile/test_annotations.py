@@ -347,6 +347,7 @@ def test_wsol_packed(tmp_path: Path, kind: str) -> None:
     assert fault.startswith(f"{root}/")
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     root = write_wsol(tmp_path / "m")
     (root / "image_ids.txt.gz").write_bytes(bomb())

@@ -144,6 +144,7 @@ def scores(result: Result, row: int = 0) -> dict[str, float]:
     return {name: score["value"] for name, score in result.rows[row].scores.items()}
 
 
+@pytest.mark.slow
 def test_they_equal_their_twins(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
     task, path = checkpoint
     options: dict[str, Any] = {"checkpoint": path, "limit": IMAGES, "config": protocol(tmp_path)}

@@ -382,6 +382,7 @@ def test_metric_equals_its_twin(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "boxes_of"), [("max_box_acc", largest), ("max_box_acc_v2", components)])
+@pytest.mark.slow
 def test_exact_thresholds_cut_the_scores_themselves(
     name: str, boxes_of: Callable[[Array], list[Any]]
 ) -> None:

@@ -192,6 +192,7 @@ def test_the_probe_leaves_the_network_as_it_was():
         probe_target_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), 2)
 
 
+@pytest.mark.slow
 def test_torchvisions_own_modules_are_recognised():
     for network, target in ((tv.squeezenet1_0(), "features"), (tv.resnet18(), "layer4"), (own(4), "1")):
         classifier = load_classifier(network)

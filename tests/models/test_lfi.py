@@ -40,6 +40,7 @@ def check_ranges(seen: LFIOutput, channels: int, grid: int) -> None:
 
 
 @pytest.mark.parametrize(("arch", "shape"), SIZES.items())
+@pytest.mark.slow
 def test_shapes_and_ranges(arch, shape):
     torch.manual_seed(0)
     # batch statistics: with those of a new network, features shrink from layer to layer

@@ -19,6 +19,7 @@ FILES = {
 
 @needs_shared
 @pytest.mark.parametrize(("arch", "least"), [("mobilenet_v2", 0.55), ("squeezenet1_0", 0.45)])
+@pytest.mark.slow
 def test_top1_and_maps_on_the_object(arch, least):
     folder = SHARED / "data" / "wsol_real" / "ilsvrc_val_mini"
     classifier = load_classifier(SHARED / "data" / "weights" / FILES[arch], arch=arch, size=225)
