@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from wsod.errors import WsodError
-from wsod.report.console import Group
+from wsod.report.console import Group, console
+from wsod.report.tables import simple_table
 
 SCRIPT = """
 import click, os, signal, sys
@@ -63,7 +64,7 @@ def test_no_end_is_a_traceback(tmp_path: Path) -> None:
         (KeyboardInterrupt("Go on with --resume a."), 130, "stopped. Go on with --resume a.\n"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "a/b: expected a file that can be"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
-        (WsodError("a\x1b]0;x\x07.png é", "an image", "none"), 1, r"a\x1b]0;x\x07.png é: expected an image"),
+        (WsodError("a\x1b]0;x.png é", "an image", "none"), 1, r"a\x1b]0;x.png é: expected an image"),
     ],
 )
 def test_what_is_said_and_the_exit_code(error: BaseException, code: int, said: str) -> None:
@@ -78,3 +79,10 @@ def test_what_is_said_and_the_exit_code(error: BaseException, code: int, said: s
     assert result.exit_code == code
     assert result.stderr.startswith(said)
     assert bool(result.stderr) == bool(said)
+
+
+def test_names_in_tables_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print(simple_table("\x1b[31mtitle", ["\x9bname"], [["a\x1b]0;x\u202eé\nb"]]))
+    said = capsys.readouterr().out
+    assert {r"\x1b[31mtitle", r"\x9bname", r"a\x1b]0;x\u202eé", "b"} <= set(said.split())
+    assert said.replace("\n", "").isprintable()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+import rich.text
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -23,7 +24,15 @@ from rich.progress import (
 
 from wsod.errors import WsodError
 
-__all__ = ["Group", "console", "fail", "progress_bar", "stage_bars", "warn"]
+__all__ = ["Group", "Text", "console", "fail", "progress_bar", "stage_bars", "warn"]
+
+
+class Text(rich.text.Text):
+    """Control characters are shown as escapes: a name found in data must not steer the terminal."""
+
+    def __init__(self, text: str = "", style: str = "", *, no_wrap: bool | None = None) -> None:
+        shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+        super().__init__(shown, style, no_wrap=no_wrap)
 
 
 def console() -> Console:
@@ -36,19 +45,14 @@ def _stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def _shown(message: str) -> str:
-    """Control characters as escapes: a name found in data must not steer the terminal."""
-    return escape("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message))
-
-
 def fail(message: str) -> None:
     """One red line on standard error."""
-    _stderr().print(f"[red]{_shown(message)}[/red]")
+    _stderr().print(Text(message, "red"))
 
 
 def warn(message: str) -> None:
     """One yellow line on standard error."""
-    _stderr().print(f"[yellow]{_shown(message)}[/yellow]")
+    _stderr().print(Text(message, "yellow"))
 
 
 class Group(click.Group):

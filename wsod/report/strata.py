@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import rich.text
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from wsod.report.console import Text
 from wsod.report.lines import heading, percent
 from wsod.results import Result
 
@@ -40,9 +41,9 @@ def strata_table(result: Result) -> Table | None:
     return table
 
 
-def _cell(part: Mapping[str, Any] | None) -> Text:
+def _cell(part: Mapping[str, Any] | None) -> rich.text.Text:
     if not part or part["value"] is None:
         return Text("–", style="dim")
-    text = Text.assemble(percent(part["value"]), (f"  {part['count']}", "dim"))
+    text = Text(percent(part["value"])).append(f"  {part['count']}", style="dim")
     low, high = part.get("interval") or (None, None)
     return text if low is None else text.append(f"\n{percent(low)}–{percent(high)}", style="dim")

@@ -8,9 +8,9 @@ from rich import box
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
 from wsod.comparison import Comparison, Difference
+from wsod.report.console import Text
 from wsod.report.lines import Line, heading, lines, percent, short_names, signed
 from wsod.report.strata import strata_table
 from wsod.results import Result
