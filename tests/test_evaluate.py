@@ -284,7 +284,7 @@ def test_boxes_command(tmp_path: Path) -> None:
     assert (coco["image_id"], coco["bbox"]) == (42, [10, 4, 6, 5])
     assert run("boxes", file, "--format", "voc").output.split() == [
         "000000000042",
-        "1.000",
+        "1.000000",
         "11.0",
         "5.0",
         "16.0",

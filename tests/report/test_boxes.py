@@ -100,7 +100,22 @@ def test_voc_lines_are_one_class(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "one a class" in refused.stderr
     lines = run(tmp_path / "a.npz", "--format", "voc", "--label", 7).output.splitlines()
-    assert lines == ["a 1.000 5.0 3.0 9.0 6.0", "a 0.500 16.0 9.0 18.0 9.0"]
+    assert lines == ["a 1.000000 5.0 3.0 9.0 6.0", "a 0.500000 16.0 9.0 18.0 9.0"]
+
+
+@pytest.mark.parametrize("style", ["voc", "coco"])
+def test_two_files_of_one_image(tmp_path: Path, style: str) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "42.npy", HEAT)
+    files = tmp_path / "x/42.npy", tmp_path / "y/42.npy"
+    refused = run(*files, "--format", style)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert (
+        refused.stderr
+        == f"{files[0]}: expected one file an image for --format {style}, got {files[1]} too.\n"
+    )
+    assert len(json.loads(run(*files, "--format", "json").output)) == 4
 
 
 def test_coco_ids_come_from_the_annotations(tmp_path: Path) -> None:

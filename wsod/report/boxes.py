@@ -125,7 +125,8 @@ def format_boxes(found: Found, style: str, annotations: Path | None = None) -> A
         annotations: COCO JSON that says the ids of images and classes, for `coco`.
 
     Raises:
-        ConfigError: `coco` without the ids it needs; `voc`, a file a class, of several classes.
+        ConfigError: `coco` without the ids it needs; `voc`, a file a class, of several classes;
+            either, of two files of one name.
     """
     flat: list[Row] = [
         (path, label, float(score), [float(x) for x in box])
@@ -143,6 +144,10 @@ def format_boxes(found: Found, style: str, annotations: Path | None = None) -> A
     if style == "json":
         keys = ("file", "label", "score", "box")
         return json.dumps([dict(zip(keys, item, strict=True)) for item in flat], indent=1)
+    files = {_image(path): path for path, _ in found}
+    for path, _ in found:
+        if (other := files[_image(path)]) != path:
+            raise ConfigError(path, f"one file an image for --format {style}", f"{other} too")
     if style == "coco":
         return json.dumps(_coco(flat, annotations), indent=1)
     labels = sorted({label for _, label, _, _ in flat})
@@ -150,9 +155,13 @@ def format_boxes(found: Found, style: str, annotations: Path | None = None) -> A
         got, hint = f"labels {', '.join(labels)}", "Pick one with --label."
         raise ConfigError("--format voc", "maps of one class: VOC's files are one a class", got, hint)
     return "\n".join(
-        f"{Path(p).stem} {score:.3f} {box[0] + 1:.1f} {box[1] + 1:.1f} {box[2]:.1f} {box[3]:.1f}"
+        f"{_image(p)} {score:.6f} {box[0] + 1:.1f} {box[1] + 1:.1f} {box[2]:.1f} {box[3]:.1f}"
         for p, _, score, box in flat
     )
+
+
+def _image(path: str) -> str:
+    return bare(Path(path).stem)
 
 
 def _coco(rows: Sequence[Row], annotations: Path | None) -> list[dict[str, Any]]:
@@ -168,7 +177,7 @@ def _coco(rows: Sequence[Row], annotations: Path | None) -> list[dict[str, Any]]
         categories = known.category_ids
     results = []
     for path, label, score, (x0, y0, x1, y1) in rows:
-        stem = bare(Path(path).stem)
+        stem = _image(path)
         if stem not in images and (annotations is not None or not stem.isdigit()):
             wanted = "a file named by its COCO image, such as 000000391895.npy"
             raise ConfigError(path, wanted, repr(stem), "Use --format json, or give --annotations.")
