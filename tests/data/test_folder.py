@@ -74,6 +74,18 @@ def test_boxes_and_masks_together(tmp_path: Path) -> None:
     assert dataset[1].masks.of(0).all()
 
 
+@pytest.mark.parametrize("linked", [("images/sub",), ("masks/sub",), ("images/sub", "masks/sub")])
+def test_linked_folders_are_folders(tmp_path: Path, linked: tuple[str, ...]) -> None:
+    root = write_folder(tmp_path / "data", classes_txt="cat\n")
+    write_mask(root / "masks/sub/b.png", np.ones((10, 20)))
+    for number, name in enumerate(linked):
+        (root / name).rename(tmp_path / f"elsewhere{number}")
+        (root / name).symlink_to(tmp_path / f"elsewhere{number}")
+    dataset = Folder(root)
+    assert dataset.ids == ("a", "sub/b")
+    assert [sample.masks is not None for sample in dataset] == [False, True]
+
+
 def test_labels_csv(tmp_path: Path) -> None:
     one = Folder(write_folder(tmp_path / "1", labels_csv="image,label\na,dog\nsub/b,cat\n"))
     assert one.task == "multiclass"

@@ -415,6 +415,16 @@ def test_folder_of_links_that_loop(tmp_path: Path) -> None:
     assert not faults(lambda: Folder(root))
 
 
+def test_folder_of_links_to_each_other(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, labels_csv="image,label\na,dog\nsub/b.jpg,cat\n")
+    for one in range(8):
+        (root / f"images/{one}").mkdir()
+        for other in range(8):
+            (root / f"images/{one}/{other}").symlink_to(root / f"images/{other}")
+    (fault,) = faults(lambda: Folder(root))
+    assert "expected at most 100 links to one folder" in fault
+
+
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     root = write_folder(tmp_path)
     os.rename(os.fsencode(root / "images/a.png"), os.fsencode(root / "images") + b"/\xff\xfe.png")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ __all__ = [
     "Member",
     "check_regular",
     "corners",
+    "files_below",
     "finite",
     "inside",
     "read_bytes",
@@ -33,6 +36,9 @@ MAX_CLASSES = 1_000_000
 
 CORNERS = ("x0", "y0", "x1", "y1")
 """What a box's columns or keys are called."""
+
+MOST_LINKS = 100
+"""To one folder: links to each other's folders make endlessly many paths of a few."""
 
 MAX_UNPACKED = 1 << 28
 """Bytes a gzipped list may unpack to: a small file can hold any number."""
@@ -128,6 +134,29 @@ def read_lines(path: Path | Member) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(path, "a readable text file", error) from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and those below it, in order; linked ones too, unless they hold the link.
+
+    Raises:
+        DataError: naming a folder that cannot be read, or one with too many links to it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(error.filename, "a folder that can be read", error.strerror)
+
+    found, reached = [], Counter[str]()
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(here)
+        reached[real] += 1
+        if reached[real] > MOST_LINKS:
+            raise DataError(here, f"at most {MOST_LINKS} links to one folder", "more")
+        if here != str(folder) and Path(here).parent.resolve().is_relative_to(real):
+            folders.clear()
+            continue
+        found += [Path(here, name) for name in names]
+    return sorted(path for path in found if path.is_file())
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

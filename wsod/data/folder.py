@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsod.data.dataset import ENDINGS, Dataset, image_size
-from wsod.data.files import CORNERS, corners, read_bytes, read_classes, read_json, read_lines
+from wsod.data.files import CORNERS, corners, files_below, read_bytes, read_classes, read_json, read_lines
 from wsod.data.masks import PngMasks
 from wsod.errors import ConfigError, DataError
 from wsod.registry import nearest
@@ -95,9 +95,9 @@ class Folder(Dataset):
         images = self.root / "images"
         base = images if images.is_dir() else self.root
         files: dict[str, Path] = {}
-        for path in sorted(base.rglob("*")):
+        for path in files_below(base):
             inside = path.relative_to(base)
-            if path.suffix.lower() not in ENDINGS or inside.parts[0] == "masks" or not path.is_file():
+            if path.suffix.lower() not in ENDINGS or inside.parts[0] == "masks":
                 continue
             name = inside.with_suffix("").as_posix()
             if name in files:
@@ -176,7 +176,7 @@ class Folder(Dataset):
 
 def _pngs(folder: Path) -> dict[str, Path]:
     """PNG files by their path without the ending, in the order of the names."""
-    files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".png")
+    files = (path for path in files_below(folder) if path.suffix.lower() == ".png")
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
