@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,9 @@ def _shared(function: Any) -> Any:
                 show_default=True,
                 help="Classes whose maps are made.",
             ),
-            click.option("--limit", type=click.IntRange(min=0), default=0, help="First N images only."),
+            click.option(
+                "--limit", type=click.IntRange(min=0), default=0, help="First N images only; 0 = all."
+            ),
             click.option(
                 "--on-error",
                 type=click.Choice(["fail", "skip"]),
@@ -172,7 +176,7 @@ def evaluate(
     help="Images with labels.",
 )
 @click.option("--split", default="train", show_default=True, help="Not the one that will be scored.")
-@click.option("--limit", type=click.IntRange(min=0), default=0, help="First N images only.")
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="First N images only; 0 = all.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the fit.")
 @click.option("--out", type=FILE, required=True, help="The file; used as --maps METHOD:fit=FILE.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
@@ -210,7 +214,6 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
     """
     from wsod.distributed import speaks
     from wsod.evaluation import compute_maps
-    from wsod.store import folder_name
 
     with progress_bar("computing maps") as progress:
         computed, faults = compute_maps(maps, out, progress=progress, notice=warn, **options)
@@ -222,9 +225,26 @@ def maps_command(maps: tuple[str, ...], out: Path, **options: Any) -> None:
         console().print(f"pictures: {out}/overlays", markup=False)
     console().print(
         f"maps of {computed} images written to {out} ({len(faults)} skipped); score them with: "
-        f"wsod evaluate --maps {out / folder_name(maps[0])} --data {options['data']}",
+        f"{_scoring(out, maps, options)}",
         markup=False,
+        soft_wrap=True,
     )
+
+
+def _scoring(out: Path, methods: Sequence[str], options: Mapping[str, Any]) -> str:
+    """The command that scores the maps just written to OUT, of the same images and classes."""
+    from wsod.store import expand_map_folders, folder_name
+
+    folders = list(dict.fromkeys(out / folder_name(name) for name in methods))
+    if len(folders) > 1 and set(expand_map_folders(str(out))) == set(folders):
+        folders = [out]
+    # a bare name could be a method's
+    named = [f"./{folder}" if len(folder.parts) == 1 else str(folder) for folder in folders]
+    command = ["wsod", "evaluate", *(word for name in named for word in ("--maps", name))]
+    usual = {"data": "", "split": None, "labels": "truth", "limit": 0, "on_error": "fail"}
+    for name in (name for name, value in usual.items() if options[name] != value):
+        command += [f"--{name.replace('_', '-')}", str(options[name])]
+    return shlex.join(command)
 
 
 @main.command("list")
@@ -243,7 +263,7 @@ def list_command(kind: str | None, markdown: bool) -> None:
         if markdown:
             click.echo(listing.markdown())
         else:
-            console().print(listing.table())
+            listing.print(console())
 
 
 @main.command()
@@ -288,7 +308,7 @@ def check_command(spec: str, split: str | None, pixels: bool) -> None:
     dataset = open_dataset(spec, split)
     with progress_bar(f"checking {spec}") as progress:
         report = check(dataset, pixels=pixels, progress=progress)
-    console().print(check_listing(dataset, report).table())
+    check_listing(dataset, report).print(console())
     for fault in report.faults:
         warn(fault)
     if report.faults:
@@ -360,16 +380,15 @@ def boxes(
     \b
     wsod boxes heatmap.npy --threshold 0.2
     """
-    from wsod.report.boxes import boxes_of_files, format_boxes
+    from wsod.report.boxes import boxes_of_files, format_boxes, of_label, print_boxes
 
     found = boxes_of_files(paths, **options)
     if label is not None:
-        found = {key: value for key, value in found.items() if key[1] == label}
-    text = format_boxes(found, format_, annotations)
+        found = of_label(found, label)
     if format_ == "table":
-        console().print(text)
+        print_boxes(console(), found)
     else:
-        click.echo(text)
+        click.echo(format_boxes(found, format_, annotations))
 
 
 for command in COMMANDS:

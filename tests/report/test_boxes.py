@@ -94,6 +94,22 @@ def test_stored_maps_know_their_image(tmp_path: Path) -> None:
     )
 
 
+def test_a_label_that_no_map_has_is_answered(tmp_path: Path) -> None:
+    maps = AttentionMaps("a", HEAT.shape, list(range(12)), np.stack([HEAT] * 12))
+    write_maps(tmp_path / "a.npz", maps)
+    refused = run(tmp_path / "a.npz", "--label", "cat")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    got = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"
+    assert refused.stderr == f"--label cat: expected a label of the files' maps, got {got}.\n"
+    np.save(tmp_path / "a.npy", HEAT)
+    assert "got maps without labels" in run(tmp_path / "a.npy", "--label", "cat").stderr
+
+
+def test_the_title_is_whole_above_a_narrow_table(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 4)))
+    assert run(tmp_path / "a.npy").stdout.splitlines()[0] == "0 boxes, xyxy in pixels, half-open"
+
+
 def test_voc_lines_are_one_class(tmp_path: Path) -> None:
     write_maps(tmp_path / "a.npz", AttentionMaps("a", HEAT.shape, [3, 7], np.stack([HEAT, HEAT])))
     refused = run(tmp_path / "a.npz", "--format", "voc")
@@ -130,6 +146,28 @@ def test_coco_ids_come_from_the_annotations(tmp_path: Path) -> None:
         refused = run(tmp_path / "42.npz", "--format", "coco", *more)
         assert refused.exit_code == 1
         assert "expected" in refused.stderr
+
+
+def test_coco_numbers_before_what_else_a_file_is_called(tmp_path: Path) -> None:
+    """000000391895.gradcam.npy is a map of image 391895."""
+    names = ("000000000042.gradcam.npy", "42.npy", "x.gradcam.npy")
+    for name in names:
+        np.save(tmp_path / name, HEAT)
+    one, same, of_none = (tmp_path / name for name in names)
+    rows = json.loads(run(one, "--format", "coco").output)
+    assert {row["image_id"] for row in rows} == {42}
+    assert f"got {same} too" in run(one, same, "--format", "coco").stderr
+    assert "named by its COCO image" in run(of_none, "--format", "coco").stderr
+    images = [(7, "x.jpg"), (8, "n/y.v1.jpg"), (9, "m/y.v1.jpg"), (10, "y.jpg")]
+    content = coco_content() | {
+        "images": [{"id": n, "file_name": name, "width": 9, "height": 9} for n, name in images],
+        "annotations": [],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    known = ("--format", "coco", "--annotations", tmp_path / "coco.json")
+    assert {row["image_id"] for row in json.loads(run(of_none, *known).output)} == {7}
+    np.save(tmp_path / "y.v1.npy", HEAT)  # of which of two images is not known: certainly not of a third
+    assert "named by its COCO image" in run(tmp_path / "y.v1.npy", *known).stderr
 
 
 @pytest.mark.parametrize(

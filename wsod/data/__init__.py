@@ -116,6 +116,6 @@ def _located(text: str, spec: str) -> Path:
     if root and not path.is_absolute() and not os.path.exists(path):
         path = Path(root) / path
     if not os.path.exists(path):
-        hint = "A relative path is looked for here and in $WSOD_DATA; `wsod data --help` downloads VOC."
+        hint = "A relative path is looked for here and in $WSOD_DATA; `wsod data download` downloads VOC."
         raise ConfigError(spec[:200], "a path that exists", str(path)[:200], hint)
     return path

@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from wsod.boxes.convert import heatmap_to_boxes
 from wsod.data.dataset import bare, by_stem, read_values
 from wsod.errors import ConfigError, DataError, MapError
 from wsod.mapfiles import read_arrays, read_beside
 from wsod.pickles import MAX_VALUES
-from wsod.report.tables import simple_table
+from wsod.report.tables import print_table
 from wsod.scoremaps import resize_map
 
-__all__ = ["boxes_of_files", "format_boxes"]
+__all__ = ["boxes_of_files", "format_boxes", "of_label", "print_boxes"]
 
 Found = Mapping[tuple[str, str], tuple[NDArray[np.float64], NDArray[np.float64]]]
 Row = tuple[str, str, float, list[float]]
 SHOWN = 1000  # rows of the table: of noise a map has a million boxes
+NAMED = 10  # labels of an error
 
 
 def boxes_of_files(paths: Sequence[Path], *, size: tuple[int, int] | None = None, **options: Any) -> Found:
@@ -115,47 +117,68 @@ def _grey(path: Path) -> NDArray[Any]:
     return values[..., 0]
 
 
-def format_boxes(found: Found, style: str, annotations: Path | None = None) -> Any:
-    """Boxes as a rich table (`table`) or text.
-
-    Args:
-        found: as `boxes_of_files` gives them.
-        style: `table`, `json`, `coco` (results: x, y, width, height) or `voc` (a line a box: name, score,
-            corners 1-based, last pixel included).
-        annotations: COCO JSON that says the ids of images and classes, for `coco`.
+def of_label(found: Found, label: str) -> Found:
+    """The boxes of one label's maps.
 
     Raises:
-        ConfigError: `coco` without the ids it needs; `voc`, a file a class, of several classes;
-            either, of two files of one name.
+        ConfigError: where no map is of it, naming labels that are there.
     """
-    flat: list[Row] = [
+    chosen = {key: value for key, value in found.items() if key[1] == label}
+    if not chosen:
+        labels = list(dict.fromkeys(own for _, own in found if own))
+        more = ", …" if len(labels) > NAMED else ""
+        got = ", ".join(labels[:NAMED]) + more if labels else "maps without labels"
+        raise ConfigError(f"--label {label}", "a label of the files' maps", got)
+    return chosen
+
+
+def _flat(found: Found) -> list[Row]:
+    return [
         (path, label, float(score), [float(x) for x in box])
         for (path, label), (boxes, scores) in found.items()
         for box, score in zip(boxes, scores, strict=True)
     ]
-    if style == "table":
-        rows = [(p, label, f"{s:.3f}", *(f"{x:.0f}" for x in box)) for p, label, s, box in flat[:SHOWN]]
-        cut = f"; the first {SHOWN}, all of them with --format json" if len(flat) > SHOWN else ""
-        return simple_table(
-            f"{len(flat)} boxes, xyxy in pixels, half-open{cut}",
-            ["file", "label", "score", "x0", "y0", "x1", "y1"],
-            rows,
-        )
+
+
+def print_boxes(console: Console, found: Found) -> None:
+    """The boxes that `boxes_of_files` gives, the first of them where they are many."""
+    flat = _flat(found)
+    rows = [(p, label, f"{s:.3f}", *(f"{x:.0f}" for x in box)) for p, label, s, box in flat[:SHOWN]]
+    cut = f"; the first {SHOWN}, all of them with --format json" if len(flat) > SHOWN else ""
+    title = f"{len(flat)} boxes, xyxy in pixels, half-open{cut}"
+    print_table(console, title, ["file", "label", "score", "x0", "y0", "x1", "y1"], rows)
+
+
+def format_boxes(found: Found, style: str, annotations: Path | None = None) -> str:
+    """Boxes as text.
+
+    Args:
+        found: as `boxes_of_files` gives them.
+        style: `json`, `coco` (results: x, y, width, height) or `voc` (a line a box: name, score, corners
+            1-based, last pixel included).
+        annotations: COCO JSON that says the ids of images and classes, for `coco`.
+
+    Raises:
+        ConfigError: `coco` without the ids it needs; `voc`, a file a class, of several classes;
+            either, of two files of one image.
+    """
+    flat = _flat(found)
     if style == "json":
         keys = ("file", "label", "score", "box")
         return json.dumps([dict(zip(keys, item, strict=True)) for item in flat], indent=1)
-    files = {_image(path): path for path, _ in found}
-    for path, _ in found:
-        if (other := files[_image(path)]) != path:
-            raise ConfigError(path, f"one file an image for --format {style}", f"{other} too")
+    paths = list(dict.fromkeys(path for path, _ in found))
     if style == "coco":
-        return json.dumps(_coco(flat, annotations), indent=1)
+        images, categories = _coco_ids(paths, annotations)
+        _one_file_an_image(images, style)
+        return json.dumps([_coco_result(row, images, categories) for row in flat], indent=1)
+    names = {path: _image(path) for path in paths}
+    _one_file_an_image(names, style)
     labels = sorted({label for _, label, _, _ in flat})
     if len(labels) > 1:
         got, hint = f"labels {', '.join(labels)}", "Pick one with --label."
         raise ConfigError("--format voc", "maps of one class: VOC's files are one a class", got, hint)
     return "\n".join(
-        f"{_image(p)} {score:.6f} {box[0] + 1:.1f} {box[1] + 1:.1f} {box[2]:.1f} {box[3]:.1f}"
+        f"{names[p]} {score:.6f} {box[0] + 1:.1f} {box[1] + 1:.1f} {box[2]:.1f} {box[3]:.1f}"
         for p, _, score, box in flat
     )
 
@@ -164,32 +187,49 @@ def _image(path: str) -> str:
     return bare(Path(path).stem)
 
 
-def _coco(rows: Sequence[Row], annotations: Path | None) -> list[dict[str, Any]]:
-    if annotations is None:
-        images: Mapping[str, int] = {}
-        categories: Sequence[int] = ()
-    else:
+def _one_file_an_image(images: Mapping[str, object], style: str) -> None:
+    files = {image: path for path, image in images.items()}
+    for path, image in images.items():
+        if files[image] != path:
+            raise ConfigError(path, f"one file an image for --format {style}", f"{files[image]} too")
+
+
+def _coco_ids(paths: Sequence[str], annotations: Path | None) -> tuple[dict[str, int], Sequence[int]]:
+    """COCO's number of each file's image, and of the categories by rank."""
+    known: dict[str, int | None] = {}
+    categories: Sequence[int] = ()
+    if annotations is not None:
         from wsod.data.coco import Coco
 
-        known = Coco(annotations=annotations)
-        numbers = dict(zip(known.ids, known.image_ids, strict=True))
-        images = {stem: numbers[name] for stem, name in by_stem(known.ids).items()}
-        categories = known.category_ids
-    results = []
-    for path, label, score, (x0, y0, x1, y1) in rows:
+        data = Coco(annotations=annotations)
+        numbers = dict(zip(data.ids, data.image_ids, strict=True))
+        # of a name that two images share no other one is guessed
+        known = dict.fromkeys(map(bare, data.ids))
+        known |= {stem: numbers[name] for stem, name in by_stem(data.ids).items()}
+        categories = data.category_ids
+    images: dict[str, int] = {}
+    for path in paths:
         stem = _image(path)
-        if stem not in images and (annotations is not None or not stem.isdigit()):
+        # 000000391895.gradcam.npy is a map of that image too, unless an image has that very name
+        name = stem if stem in known else stem.split(".")[0]
+        number = known.get(name)
+        if annotations is None and name.isdecimal():
+            number = int(name)
+        if number is None:
             wanted = "a file named by its COCO image, such as 000000391895.npy"
             raise ConfigError(path, wanted, repr(stem), "Use --format json, or give --annotations.")
-        if label and not (label.isdigit() and int(label) < len(categories)):
-            hint = "Give --annotations FILE.json: COCO's numbers of classes are not their ranks."
-            raise ConfigError(path, f"labels of {len(categories)} known categories", label, hint)
-        results.append(
-            {
-                "image_id": images[stem] if annotations else int(stem),
-                "category_id": categories[int(label)] if label else 1,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": score,
-            }
-        )
-    return results
+        images[path] = number
+    return images, categories
+
+
+def _coco_result(row: Row, images: Mapping[str, int], categories: Sequence[int]) -> dict[str, Any]:
+    path, label, score, (x0, y0, x1, y1) = row
+    if label and not (label.isdecimal() and int(label) < len(categories)):
+        hint = "Give --annotations FILE.json: COCO's numbers of classes are not their ranks."
+        raise ConfigError(path, f"labels of {len(categories)} known categories", label, hint)
+    return {
+        "image_id": images[path],
+        "category_id": categories[int(label)] if label else 1,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "score": score,
+    }

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+from rich.console import Console
 
-from wsod.report.tables import simple_table
+from wsod.report.tables import print_table
 
 __all__ = ["LISTINGS", "Listing", "check_listing"]
 
@@ -21,10 +21,10 @@ class Listing:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def table(self) -> Table:
+    def print(self, console: Console) -> None:
         """For the terminal."""
         plain = [[cell.replace("`", "") for cell in row] for row in self.rows]
-        return simple_table(self.title, self.columns, plain)
+        print_table(console, self.title, self.columns, plain)
 
     def markdown(self) -> str:
         """For documents."""
@@ -113,10 +113,10 @@ LISTINGS: dict[str, Callable[[], Listing]] = {
 
 
 def check_listing(dataset: Any, report: Any) -> Listing:
-    """Counts of `wsod data check`, by class."""
+    """Counts of `wsod data check`, by class: of boxes, or of images where there are labels only."""
     rows = [(name, str(report.per_class.get(name, 0))) for name in dataset.classes]
     title = (
         f"{dataset.spec}, split {dataset.split}: {report.images} images, {report.boxes} boxes, "
         f"{len(dataset.classes)} classes, {len(report.faults)} faults"
     )
-    return Listing(title, ["class", "boxes"], rows)
+    return Listing(title, ["class", "boxes" if report.boxes else "images"], rows)

@@ -15,7 +15,7 @@ from wsod.report.lines import Line, heading, lines, percent, short_names, signed
 from wsod.report.strata import strata_table
 from wsod.results import Result
 
-__all__ = ["print_changes", "print_comparison", "print_results", "simple_table"]
+__all__ = ["print_changes", "print_comparison", "print_results", "print_table", "simple_table"]
 
 Row = tuple[str, str, str]
 SHOWN_FAULTS = 10
@@ -29,6 +29,12 @@ def simple_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table of text below its title, which a table of its own would cut to the columns' width."""
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(simple_table("", columns, rows))
 
 
 def _table(title: str = "") -> Table:
@@ -263,5 +269,4 @@ def print_changes(console: Console, difference: Difference, top: int) -> None:
         )
         for change in shown
     ]
-    console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print(simple_table("", ["image", "class", "before", "after", "difference"], rows))
+    print_table(console, title, ["image", "class", "before", "after", "difference"], rows)
