@@ -194,7 +194,7 @@ def test_several_write_one_store(tmp_path: Path) -> None:
     MapStore(tmp_path, 20).begin({"maps": "old"})
     one("old", 3)
     left = (tmp_path / "files.3.jsonl").read_bytes()
-    MapStore(tmp_path, 20).begin({"maps": "new"}, anew=True)
+    MapStore(tmp_path, 20).begin({"maps": "new"}, anew=lambda: None)
     assert not (tmp_path / "files.3.jsonl").exists()
     (tmp_path / "files.3.jsonl").write_bytes(left)
     for rank in range(3):

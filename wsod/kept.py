@@ -32,7 +32,7 @@ class KeptMaps:
         names: the methods whose maps are kept.
         world: the processes that write them together; None = this one alone.
         frame: side of the square that controls are made at; 0 = the image's own size.
-        anew: start over where maps made otherwise are there, instead of refusing.
+        anew: start over where maps made otherwise are there, instead of refusing, and call this before.
         notice: called with a sentence for each damaged file found.
 
     Raises:
@@ -47,16 +47,17 @@ class KeptMaps:
         world: World | None = None,
         *,
         frame: int = 0,
-        anew: bool = False,
+        anew: Callable[[], object] | None = None,
         notice: Callable[[str], None] | None = None,
     ) -> None:
         self.run, self.folder, self._notice, self._frame = run, folder, notice, frame
         self._world = world = world or World()
         if not world.first:
             world.wait()  # the first one has put in order what is there
-        about = {"images": len(run.indices), "rank": world.rank}
+        classes, images = len(run.classes), len(run.indices)
         self.stores = {
-            name: MapStore(folder / folder_name(name), len(run.classes), **about) for name in names
+            name: MapStore(folder / folder_name(name), classes, images=images, rank=world.rank)
+            for name in names
         }
         if world.first:
             for name, store in self.stores.items():

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsod.data.dataset import ENDINGS
+from wsod.data.dataset import without_ending
 from wsod.errors import MapError
 from wsod.output import write_bytes
 from wsod.pickles import MAX_VALUES, load_arrays
@@ -38,25 +38,30 @@ MAX_BYTES = 8 * MAX_VALUES
 LARGEST = 2**31
 
 
-def _names(sample: Sample) -> Iterator[str]:
-    # the last name of an id such as test/a.jpg serves too: many tools write all maps into one folder
+def _names(sample: Sample, last: bool) -> Iterator[str]:
     named = sample.image_path.name if sample.image_path else ""
-    for base in dict.fromkeys((sample.image_id, named, Path(sample.image_id).name)):
+    for base in dict.fromkeys((sample.image_id, *((named, Path(sample.image_id).name) if last else ()))):
         if base:
             yield base
-            if Path(base).suffix.lower() in ENDINGS:  # of a.1 the map is not a's
-                yield str(Path(base).with_suffix(""))
+            if (short := without_ending(base)) != base:  # of a.1 the map is not a's
+                yield short
             else:
                 yield from (base + ending for ending in (".jpg", ".JPEG", ".png"))
 
 
-def find_map_file(folder: Path, sample: Sample) -> Path:
+def find_map_file(folder: Path, sample: Sample, *, last: bool = True) -> Path:
     """The file of that image: ID or its stem, with or without the image's ending, `.npz` or `.npy`.
+
+    Args:
+        folder: of all maps.
+        sample: the image.
+        last: whether the last name of an id such as test/a.jpg serves too, as many tools write all maps
+            into one folder. It must be that of one image.
 
     Raises:
         MapError: naming the files looked for.
     """
-    tried = [f"{name}{ending}" for name in dict.fromkeys(_names(sample)) for ending in (".npz", ".npy")]
+    tried = [f"{name}{ending}" for name in dict.fromkeys(_names(sample, last)) for ending in (".npz", ".npy")]
     for name in tried:
         if os.path.isfile(folder / name):  # pathlib raises where a name is too long
             return folder / name

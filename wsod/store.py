@@ -17,10 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os.path
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from wsod.data.dataset import bare, by_stem
 from wsod.errors import ConfigError, DataError, MapError
 from wsod.mapfiles import find_map_file, read_maps, write_maps
 from wsod.output import append_line, remove, write_text
@@ -29,7 +31,9 @@ from wsod.types import AttentionMaps, Sample
 __all__ = ["MapStore", "expand_map_folders", "folder_name"]
 
 MANIFEST, FILES = "manifest.json", "files.jsonl"
-AGAIN = "Run the same command again: only what is missing is computed."
+AGAIN = "Run what made it again: only what is missing is computed."
+LONG = 60
+"""Characters of a method's folder, four bytes each at most: file systems take 255."""
 MANY = 10_000
 """Images from which on their files are spread over 4096 folders."""
 
@@ -42,16 +46,19 @@ class MapStore:
         classes: number of classes of the data set they are of.
         images: number of images it will hold.
         rank: which of the processes that write it at once this is.
+        ids: of the data set; a folder made elsewhere may call those by their last name that alone have it.
 
     Attributes:
         damaged: files that were not what their checksum says, as `has` found them.
     """
 
-    def __init__(self, folder: Path, classes: int, *, images: int = 0, rank: int = 0) -> None:
+    def __init__(
+        self, folder: Path, classes: int, *, images: int = 0, rank: int = 0, ids: Sequence[str] = ()
+    ) -> None:
         self.folder, self.classes, self.spread = folder, classes, images > MANY
         self.manifest = _table(folder / MANIFEST, "a manifest written by `wsod maps`")
         self.damaged: list[Path] = []
-        self._taken: dict[Path, str] = {}
+        self._ids = ids
         self._files = folder / (f"files.{rank}.jsonl" if rank else FILES)
         self._made, self._sums = self._read_files()
         self._pending: dict[str, str] = {}
@@ -91,39 +98,40 @@ class MapStore:
             MapError: naming the file, where it is missing, no maps, or not what its checksum says.
         """
         if self._made is None:
-            path = find_map_file(self.folder, sample)
-            if "/" in sample.image_id and self._taken.setdefault(path, sample.image_id) != sample.image_id:
-                got = f"that of {self._taken[path]} by its last name"
-                raise MapError(
-                    path, f"a map of image {sample.image_id!r}", got, "Keep the maps in folders too."
-                )
-            return read_maps(path, sample, self.classes)
+            last = not self._ids or bare(sample.image_id) in self._last_names
+            return read_maps(find_map_file(self.folder, sample, last=last), sample, self.classes)
         path = self._path(sample.image_id)
         if sample.image_id not in self._sums:
-            got = "a folder made elsewhere" if not self._sums else "none"
-            raise MapError(path, f"the maps of image {sample.image_id!r}", got, AGAIN)
+            of = f"of {self._made.get('data')}, split {self._made.get('split')}"
+            hint = f"{self.folder} has maps of {len(self._sums)} images {of}."
+            raise MapError(path, f"the maps of image {sample.image_id!r}", "none", hint)
         if not self._whole(sample.image_id):
             raise MapError(path, "the file whose checksum is in files.jsonl", "another or none", AGAIN)
         return read_maps(path, sample, self.classes)
 
-    def begin(self, made: Mapping[str, Any], *, anew: bool = False) -> None:
+    @cached_property
+    def _last_names(self) -> Mapping[str, str]:
+        return by_stem(self._ids)
+
+    def begin(self, made: Mapping[str, Any], *, anew: Callable[[], object] | None = None) -> None:
         """Start writing, or go on where an earlier process stopped.
 
         Args:
             made: all that the maps depend on; words and numbers.
-            anew: start over where the folder's maps were made otherwise.
+            anew: start over where the folder's maps were made otherwise, and call this before.
 
         Raises:
-            ConfigError: where they were, naming the difference, unless `anew`.
+            ConfigError: where they were, naming the difference, without `anew`.
         """
         made = json.loads(json.dumps(made))
         before = self._made
         if before != made:
             if before and not anew:
-                key = next(key for key in {**before, **made} if before.get(key) != made.get(key))
-                got = f"{key} = {before.get(key)!r}"
+                key, wanted, got = _difference(made, before)
                 hint = "Name another --out, or delete that folder."
-                raise ConfigError(self.folder, f"maps made with {key} = {made.get(key)!r}", got, hint)
+                raise ConfigError(self.folder, f"maps made with {key} = {wanted!r}", f"{key} = {got!r}", hint)
+            if before and anew:
+                anew()
             self._made, self._sums = dict(made), {}
         self._gather()
 
@@ -211,6 +219,15 @@ def _read_sums(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return made, sums
 
 
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> tuple[str, Any, Any]:
+    """The first key that differs, within tables too, and its values."""
+    key = next(key for key in {**other, **one} if one.get(key) != other.get(key))
+    first, second = one.get(key), other.get(key)
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return _difference(first, second, f"{before}{key}.")
+    return before + key, first, second
+
+
 def _table(path: Path, what: str) -> dict[str, Any]:
     """A JSON object; empty where there is no such file."""
     if not path.is_file():
@@ -226,7 +243,10 @@ def _table(path: Path, what: str) -> dict[str, Any]:
 
 def folder_name(maps: str) -> str:
     """The folder of a map method: one, though its options may name files, such as fit=../fits/lcam.pt."""
-    return maps.replace("/", "_")
+    if "/" not in maps and len(maps) <= LONG:
+        return maps
+    digest = hashlib.sha256(maps.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{maps.replace('/', '_')[:LONG]}-{digest}"
 
 
 def expand_map_folders(name: str) -> list[Path]:

@@ -39,14 +39,14 @@ def test_maps_of_another_image_are_not_taken(tmp_path: Path, image: str) -> None
 
 
 def test_a_map_is_not_that_of_two_images(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.eye(4))
-    store = MapStore(tmp_path, 3)
-    for _ in range(2):
-        store.read(Sample("cat/x.jpg", None, (4, 4), labels=[0]))  # type: ignore[arg-type]
-        with pytest.raises(
-            MapError, match=r"x\.npy: expected a map of image 'dog/x.jpg', got that of cat/x.jpg"
-        ):
-            store.read(Sample("dog/x.jpg", None, (4, 4), labels=[0]))  # type: ignore[arg-type]
+    """Whichever of them is read first, or alone, as by one process of several."""
+    for name in ("x", "y"):
+        np.save(tmp_path / f"{name}.npy", np.eye(4))
+    store = MapStore(tmp_path, 3, ids=["cat/x.jpg", "dog/x.jpg", "dog/y.jpg"])
+    store.read(Sample("dog/y.jpg", None, (4, 4), labels=[0]))  # type: ignore[arg-type]
+    for image in ("cat/x.jpg", "dog/x.jpg"):
+        with pytest.raises(MapError, match=f"expected a map of image '{image}'"):
+            store.read(Sample(image, Path(image), (4, 4), labels=[0]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,18 @@ def test_class_names_that_a_list_would_not_give_back(tmp_path: Path, name: str) 
     path, images = write_coco(tmp_path, content)
     with pytest.raises(ConfigError, match="class names of one line, each once"):
         export(f"coco:{images},{path}", "voc", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["ice\xa0cream", "می‌خواهم", "👩‍🚀", "ice cream"])
+def test_names_of_all_languages_are_given_back(tmp_path: Path, name: str) -> None:
+    content = coco_content()
+    content["categories"][1]["name"] = name
+    content["images"][0]["file_name"] = f"{name.replace(' ', '').replace(chr(160), '')}.png"
+    path, images = write_coco(tmp_path, content)
+    (images / "a.png").rename(images / content["images"][0]["file_name"])
+    back = open_dataset(export(f"coco:{images},{path}", "voc", tmp_path / "out"))
+    assert name in back.classes
+    assert Path(content["images"][0]["file_name"]).stem in back.ids
 
 
 @pytest.mark.parametrize("name", ["a b", "a\tb", " a", "a\nb", "a\udcff"], ids=ascii)

@@ -29,10 +29,21 @@ __all__ = [
     "read_image",
     "read_labels",
     "read_values",
+    "without_ending",
 ]
 
 ENDINGS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"))
 """What an image file's name may end in."""
+
+
+def without_ending(name: str) -> str:
+    """A path without an image's ending.
+
+    >>> without_ending("train/a.1.JPG"), without_ending("a.1")
+    ('train/a.1', 'a.1')
+    """
+    path = Path(name)
+    return (path.with_suffix("") if path.suffix.lower() in ENDINGS else path).as_posix()
 
 
 def bare(name: str) -> str:
@@ -41,8 +52,7 @@ def bare(name: str) -> str:
     >>> bare("train/a.1.JPG"), bare("a.1")
     ('a.1', 'a.1')
     """
-    path = Path(name)
-    return path.stem if path.suffix.lower() in ENDINGS else path.name
+    return Path(without_ending(name)).name
 
 
 def by_stem(ids: Iterable[str]) -> dict[str, str]:

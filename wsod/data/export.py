@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import category
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsod.data.dataset import ENDINGS, Dataset
+from wsod.data.dataset import Dataset, without_ending
 from wsod.data.masks import VOID, InstanceMasks
 from wsod.data.voc import VOC_CLASSES
 from wsod.errors import ConfigError, DataError
@@ -112,8 +113,8 @@ def _file_name(sample: Sample, split: str, names: Names) -> str:
 
     An image may be in several splits; one that is no file of its own is another in each.
     """
-    image_id, path = sample.image_id, Path(sample.image_id)
-    name = (path.with_suffix("") if path.suffix.lower() in ENDINGS else path).as_posix().replace("/", "_")
+    image_id = sample.image_id
+    name = without_ending(image_id).replace("/", "_")
     origin = image_id, str(sample.image_path or split)
     if names.setdefault(name, origin) != origin:
         got = f"{name}, as {' of '.join(names[name])}"
@@ -143,9 +144,10 @@ def _write_image(dataset: Dataset, index: int, sample: Sample, path: Path, endin
 # --- VOC -----------------------------------------------------------------------------------------------
 
 
-def _one_word(name: str) -> bool:
-    """Whether a list of names, one a line, gives it back."""
-    return name.isprintable() and name.split() == [name]
+def _one_line(text: str) -> bool:
+    """Whether a list, a text a line, and XML both give it back."""
+    odd = any(category(c) in ("Cc", "Cs") or c in "\ufffe\uffff" for c in text)
+    return text.splitlines() == [text] == [text.strip()] and not odd
 
 
 def _export_voc(datasets: Counted, names: Names, directory: Path) -> None:
@@ -157,7 +159,7 @@ def _export_voc(datasets: Counted, names: Names, directory: Path) -> None:
         if len(dataset.classes) >= VOID:
             raise ConfigError("export voc", f"fewer than {VOID} classes", len(dataset.classes))
         for label, word in enumerate(dataset.classes):
-            if not word.isprintable() or word.strip() != word or not word or word in dataset.classes[:label]:
+            if not _one_line(word) or word in dataset.classes[:label]:
                 raise ConfigError("export voc", "class names of one line, each once", repr(word)[:60])
         if dataset.classes != VOC_CLASSES:
             (year / "classes.txt").write_text("\n".join(dataset.classes) + "\n", "utf-8")
@@ -165,7 +167,7 @@ def _export_voc(datasets: Counted, names: Names, directory: Path) -> None:
         for index, image_id in pairs:
             sample = _sample(dataset, index)
             name = _file_name(sample, dataset.split, names)
-            if not _one_word(name):
+            if not _one_line(name) or len(name.split()) > 1:
                 raise DataError(image_id, "an id without spaces, for VOC's lists", repr(name)[:60])
             listed.append(name)
             if sample.masks is not None:

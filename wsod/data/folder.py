@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wsod.data.dataset import ENDINGS, Dataset, image_size
+from wsod.data.dataset import ENDINGS, Dataset, image_size, without_ending
 from wsod.data.files import CORNERS, corners, files_below, read_bytes, read_classes, read_json, read_lines
 from wsod.data.masks import PngMasks
 from wsod.errors import ConfigError, DataError
@@ -114,8 +114,8 @@ class Folder(Dataset):
     def _named(self, text: str, where: object) -> str:
         """The image a line means."""
         name = Path(text).as_posix()
-        if name not in self._files and Path(name).suffix.lower() in ENDINGS:
-            name = Path(name).with_suffix("").as_posix()
+        if name not in self._files:
+            name = without_ending(name)
         if name not in self._files:
             raise DataError(
                 where, "the name of an image", repr(text), nearest(name, list(self._files)[:1000])

@@ -4,7 +4,7 @@
     python matlab.py FILE numbers       [[name, [[label, left, top, width, height], …]], …] as JSON
 
 The result goes to standard output, what is wrong to standard error. As a script this imports nothing of the
-package, and from nowhere but where packages are installed.
+package, and nothing from the folder one stands in.
 """
 
 from __future__ import annotations
