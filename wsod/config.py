@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import tomllib
 import types
 import typing
@@ -115,11 +116,21 @@ def bind(cls: type[T], table: Mapping[str, Any], where: object) -> T:
     return cls(**values)
 
 
+# NumPy's numbers are numbers
+_KINDS: dict[Any, Any] = {
+    bool: bool,
+    int: numbers.Integral,
+    float: numbers.Real,
+    str: str,
+    Path: (str, Path),
+}
+
+
 def convert(hint: Any, value: Any, where: str) -> Any:
     """A value as an option of that type.
 
     Understands bool, int, float (finite; an int will do), str, Path, Literal, X | None, tuple[X, ...],
-    Sequence[X] (lists), dict[str, X] and dataclasses.
+    Sequence[X] and list[X] (lists), dict[str, X] and dataclasses; of another type a value is taken as it is.
 
     Raises:
         ConfigError: for a value of another type.
@@ -148,7 +159,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(where, f"{len(arguments)} values", f"{len(value)}")
         pairs = zip(arguments, value, strict=True)
         return tuple(convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(pairs))
-    if origin is Sequence:
+    if origin in (Sequence, list):
         if not isinstance(value, list | tuple):
             raise ConfigError(where, "a list", repr(value))
         return [convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
@@ -160,9 +171,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, typing.cast(type, hint)):
             return value
         return bind(typing.cast(type, hint), value, where)
-    if hint is Any:
+    if hint not in _KINDS:
         return value
-    wanted = {float: (int, float), Path: (str, Path)}.get(hint, hint)
+    wanted = _KINDS[hint]
     if not isinstance(value, wanted) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(where, f"a value of type {hint.__name__}", repr(value))
     try:

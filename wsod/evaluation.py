@@ -13,8 +13,9 @@ from wsod.board import Board
 from wsod.config import plain
 from wsod.data.dataset import Dataset
 from wsod.distributed import World, joined
-from wsod.errors import ConfigError, WsodError
+from wsod.errors import ConfigError, DataError, WsodError
 from wsod.kept import KeptMaps, computed_maps
+from wsod.output import remove
 from wsod.pipeline import Fault
 from wsod.protocols import Protocol, load_protocol
 from wsod.request import Maps, Request, Run, make_request, open_run
@@ -33,6 +34,8 @@ __all__ = ["compute_maps", "evaluate"]
 CLAIM = 0.2
 # where a run that keeps no maps has them while it lasts
 UNFINISHED = ".maps"
+# what metrics need of the images or the maps
+EVIDENCE = {"boxes": "boxes", "masks": "masks", "ranking": "a classifier's ranking of the classes"}
 Progress = Callable[[int, int], None]
 Notice = Callable[[str], None]
 T = TypeVar("T")
@@ -83,7 +86,8 @@ def compute_maps(
         How many images were computed, and the faults (under `on_error="skip"`).
     """
     with joined() as world:
-        return _compute(Path(out), open_run(make_request(maps, options)), world, progress, notice)
+        run = open_run(make_request(maps, options), out=Path(out), notice=notice if world.first else None)
+        return _compute(Path(out), run, world, progress, notice)
 
 
 def _compute(
@@ -189,7 +193,7 @@ def _evaluate(
 ) -> Result:
     protocol = load_protocol(request.config, request.settings)
     needs = {need for metric in protocol.build(1, request.metrics).values() for need in metric.needs}
-    run = open_run(request, needs)
+    run = open_run(request, needs, out=out, notice=notice if world.first else None)
     if (request.save_maps or request.save_overlays) and out is None:
         raise ConfigError("--save-maps, --save-overlays", "a folder to write to", "no --out")
     source = None if request.threshold_from is None else ThresholdSource(request.threshold_from)
@@ -216,7 +220,12 @@ def _kept(run: Run, out: Path, frame: int, world: World, notice: Notice | None) 
     if not run.request.save_maps:
         folder = out / UNFINISHED
         names = [name for name, method in run.methods.items() if not method.is_control]
-    return KeptMaps(run, folder, names, world, frame=frame, anew=True, notice=notice)
+
+    def anew() -> None:
+        if run.request.save_maps:
+            remove(out / "result.json")  # it was scored on the maps that now go
+
+    return KeptMaps(run, folder, names, world, frame=frame, anew=anew, notice=notice)
 
 
 def _count(
@@ -274,6 +283,11 @@ def _finished(
         )
         rows.append(row)
         cases += some
+    if not any(row.scores for row in rows):
+        metrics = next(iter(boards.values())).metrics
+        needed = sorted({need for metric in metrics.values() for need in metric.needs} & EVIDENCE.keys())
+        what = " and ".join(EVIDENCE[need] for need in needed)
+        raise DataError(request.data, f"{what}, for {', '.join(metrics)}", "none")
     return Result(
         config={
             **plain(request),

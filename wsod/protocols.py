@@ -76,6 +76,6 @@ def load_protocol(name: str | Path, settings: Iterable[str] = ()) -> Protocol:
             )
         path = _folder() / f"{name}.toml"
     table = merge({"name": path.stem, **read_toml(path)}, parse_settings(settings))
-    protocol = bind(Protocol, table, path)
+    protocol = bind(Protocol, table, f"{path} with --set {' '.join(settings)}" if settings else path)
     protocol.build(classes=2)  # a wrong option is found before any work starts
     return protocol

@@ -11,16 +11,20 @@ from wsod.errors import ConfigError
 __all__ = ["Registry", "nearest"]
 
 T = TypeVar("T")
+SHOWN = 50
 
 
 def nearest(name: str, choices: Mapping[str, object] | list[str]) -> str:
-    """A hint: the closest choice, or all of them.
+    """A hint: the closest choice, or all of them, where they are few.
 
     >>> nearest("gradcamm", ["cam", "gradcam"])
     "Did you mean 'gradcam'?"
     """
     close = get_close_matches(str(name), list(choices), n=1)
-    return f"Did you mean '{close[0]}'?" if close else "Choose from: " + ", ".join(sorted(choices)) + "."
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    more = f", … ({len(choices)} in all)" if len(choices) > SHOWN else ""
+    return f"Choose from: {', '.join(sorted(choices)[:SHOWN])}{more}."
 
 
 class Registry(Mapping[str, T]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ from wsod.data import open_dataset
 from wsod.data.dataset import Dataset
 from wsod.detectionfiles import DetectionFiles, is_detections
 from wsod.errors import ConfigError, DataError
-from wsod.pipeline import LabelRule
+from wsod.pipeline import LabelRule, class_columns
 from wsod.probe import ClassifierProbe
 from wsod.store import MapStore, expand_map_folders
 
@@ -125,8 +125,36 @@ def _is_method(name: str) -> bool:
     return name in METHODS
 
 
-def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
-    """Everything the request names, and what the metrics need."""
+def _stores(name: str, out: Path | None) -> list[Path]:
+    """The folders of maps that are meant: none for a method, though a folder may be called as it is."""
+    folders = expand_map_folders(name)
+    if not folders or any(c in name for c in "./") or not _is_method(name):
+        return folders
+    mine = out is not None and Path(name).resolve() in (out.resolve(), (out / name).resolve())
+    if not mine and any(path.suffix in (".npy", ".npz") for path in Path(name).rglob("*")):
+        hint = f"Write ./{name} for the folder, {name}: for the method."
+        raise ConfigError(f"--maps {name}", "a method or a folder", "both", hint)
+    return []
+
+
+def open_run(
+    request: Request,
+    needs: Set[str] = frozenset(),
+    *,
+    out: Path | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Run:
+    """Everything the request names, and what the metrics need.
+
+    Args:
+        request: what is asked for.
+        needs: of the metrics.
+        out: the output folder, which may be called as a method is.
+        notice: called with a sentence for what may not be meant.
+
+    Raises:
+        WsodError: for a name, a file or a combination that will not do.
+    """
     dataset = open_dataset(request.data, request.split)
     count = min(request.limit or len(dataset), len(dataset))
     if not count:
@@ -137,17 +165,19 @@ def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
             numbers = (getattr(dataset, key, None) for key in ("image_ids", "category_ids"))
             run.detections[name] = DetectionFiles(Path(name), dataset.ids, dataset.classes, *numbers)
             continue
-        folders = expand_map_folders(name)
-        if folders and name.isidentifier() and _is_method(name):
-            raise ConfigError(
-                f"--maps {name}", "a method or a folder", "both", f"Write ./{name} for the folder."
-            )
+        folders = _stores(name, out)
         for folder in folders:
             short = len(folders) > 1 and folder.name not in {*run.stores, *request.maps}
-            run.stores[folder.name if short else str(folder)] = MapStore(folder, len(dataset.classes))
+            store = MapStore(folder, len(dataset.classes), ids=dataset.ids)
+            run.stores[folder.name if short else str(folder)] = store
         if not folders:
             from wsod.maps import METHODS
 
+            if "/" in name.partition(":")[0]:
+                hint = "Methods: `wsod list maps`."
+                raise ConfigError(
+                    f"--maps {name}", "a folder of maps, a file of boxes or a method", "none", hint
+                )
             run.methods[name] = METHODS[name]
     if not run.methods and not run.stores and not run.detections:
         raise ConfigError("--maps", "a method's name or a folder of maps", "none", "See `wsod list maps`.")
@@ -159,6 +189,10 @@ def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
         raise ConfigError("--labels stored", "folders of maps only", ", ".join(run.methods))
     if "rows" in needs and len(run.methods) + len(run.stores) < 2:
         raise ConfigError("--metrics map_stability", "two rows of maps or more", "one", "Repeat --maps.")
+    if request.tta:
+        from wsod.maps.tta import views_of
+
+        views_of(request.tta)
     asking = [f"--maps {name}" for name, method in run.methods.items() if not method.is_control]
     if "classifier" in needs:
         asking.append("metrics that ask the classifier")
@@ -179,8 +213,23 @@ def open_run(request: Request, needs: Set[str] = frozenset()) -> Run:
             size=request.size,
             device=run.device,
         )
+        if dataset.classes:
+            _compare_classes(run.classifier.classes, dataset.classes, notice)
         if "classifier" in needs:
             run.probe = ClassifierProbe(
                 run.classifier, run.dataset, device=run.device, batch_size=request.batch_size
             )
     return run
+
+
+def _compare_classes(
+    model_classes: Sequence[str], data_classes: Sequence[str], notice: Callable[[str], None] | None
+) -> None:
+    """Refuse a classifier of other classes before anything is written; say where mere numbers are matched."""
+    column = class_columns(model_classes, data_classes)[0]
+    number, name = data_classes[0], model_classes[column]
+    if notice and len(model_classes) != len(data_classes) and number != name:
+        notice(
+            f"--data: {len(data_classes)} classes without names, taken by their number for the classifier's "
+            f"{len(model_classes)}: {number} is {name!r}. Of other classes the scores mean nothing."
+        )

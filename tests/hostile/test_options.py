@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -73,3 +75,23 @@ def test_options_of_methods_that_annotate_for_type_checkers_alone() -> None:
         """As with imports under TYPE_CHECKING."""
 
     assert MapMethod(mine, "mine", "").configured({"power": 2}).options == {"power": 2}
+
+
+def test_options_of_methods_of_other_types() -> None:
+    def mine(
+        tape: int,
+        *,
+        a: list[int],
+        b: Callable[[int], int],
+        c: np.ndarray,
+        d: list[int] | None,
+        e: float,
+        f: int,  # type: ignore[type-arg]
+    ) -> None:
+        """Those that are known are converted, the others are the method's own business."""
+
+    given = {"a": [1], "b": abs, "c": np.ones(2), "d": [2], "e": np.float32(0.5), "f": np.int64(3)}
+    assert MapMethod(mine, "mine", "").configured(given).options == given
+    for wrong in ({"a": 1}, {"d": ["x"]}, {"e": True}, {"f": 0.5}):
+        with pytest.raises(ConfigError, match=f"a map method: {next(iter(wrong))}"):
+            MapMethod(mine, "mine", "").configured(wrong)

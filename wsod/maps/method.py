@@ -81,15 +81,19 @@ class MapMethod:
     options: Mapping[str, Any] = field(default_factory=dict)
     fit: Fit | None = None
 
-    def configured(self, options: Mapping[str, Any]) -> MapMethod:
+    def configured(self, options: Mapping[str, Any], where: str = "a map method") -> MapMethod:
         """This method with other values of its options.
+
+        Args:
+            options: values by name.
+            where: what a message begins with.
 
         Raises:
             ConfigError: for an option it has not, or a value of another type.
         """
         try:
             known = inspect.signature(self.function, eval_str=True).parameters
-        except NameError:  # annotated with what is imported for type checkers alone
+        except (NameError, AttributeError, TypeError):  # annotated with what type checkers alone import
             known = inspect.signature(self.function).parameters
         hints = {name: p.annotation for name, p in known.items() if p.annotation is not p.empty}
         own = [name for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name not in _SHARED]
@@ -98,9 +102,9 @@ class MapMethod:
         for name, value in options.items():
             if name not in own and not any_name:
                 near = nearest(name, own) if own else "It has none."
-                raise ConfigError(self.summary, "an option of the method", repr(name), near)
+                raise ConfigError(where, "an option of the method", repr(name), near)
             hint = hints.get(name, Any)
-            found[name] = convert(Any if isinstance(hint, str) else hint, value, f"{self.summary}: {name}")
+            found[name] = convert(Any if isinstance(hint, str) else hint, value, f"{where}: {name}")
         return replace(self, options={**self.options, **found})
 
     @property

@@ -53,7 +53,7 @@ class _Methods(Registry[MapMethod]):
             method = captum_method(kind)
         else:
             method = super().__getitem__(base)
-        method = method.configured(parse_settings(text.split(","))) if colon else method
+        method = method.configured(parse_settings(text.split(",")), base) if text else method
         if method.fit is not None and "fit" in method.options:
             fitted = Fitted.load(str(method.options["fit"]), base)
             options = {**method.options, "fit": fitted, "layers": fitted.layers}
