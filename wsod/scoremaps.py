@@ -24,6 +24,8 @@ Array = NDArray[np.float64]
 Interpolation = Literal["bilinear", "bicubic", "bicubic-opencv", "nearest", "nearest-opencv"]
 KEPT = 1 << 20
 """Weights of an axis up to this many are kept for the next map."""
+MAX_WEIGHTS = 2 * MAX_PIXELS
+"""Of an axis, eight bytes each: a map of a single row may have millions of cells."""
 Normalisation = Literal["minmax", "max", "relu-minmax", "percentile", "none"]
 
 
@@ -124,17 +126,20 @@ def resize_map(
     raw: Array = np.array(values, np.float64)
     if region is None and raw.shape == (height, width):
         return raw
-    if max(raw.shape[0] * height, raw.shape[1] * width, height * width) > MAX_PIXELS:
+    changed = [(n, m) for n, m in zip(raw.shape, size, strict=True) if region or n != m]
+    if height * width > MAX_PIXELS or max(n * m for n, m in changed) > MAX_WEIGHTS:
         got = f"{raw.shape[1]}x{raw.shape[0]} to {width}x{height}"
-        raise MapError("map", f"a resize of at most {MAX_PIXELS} weights and pixels", got)
+        raise MapError("map", f"a resize of at most {MAX_PIXELS} pixels and {MAX_WEIGHTS} weights", got)
     x0, y0, x1, y1 = region or (0.0, 0.0, float(width), float(height))
     resized: Array
     if mode == "bicubic-opencv":
         resized = _in_order(raw, size, mode, (x0, x1), (y0, y1))
     else:
-        rows = resample_weights(raw.shape[0], height, mode, y0, y1)
-        columns = resample_weights(raw.shape[1], width, mode, x0, x1)
-        resized = rows @ raw @ columns.T
+        resized = raw
+        if region or raw.shape[0] != height:
+            resized = resample_weights(raw.shape[0], height, mode, y0, y1) @ resized
+        if region or raw.shape[1] != width:
+            resized = resized @ resample_weights(raw.shape[1], width, mode, x0, x1).T
     if region is not None:
         xs, ys = np.arange(width) + 0.5, np.arange(height) + 0.5
         outside = ((ys < y0) | (ys >= y1))[:, None] | ((xs < x0) | (xs >= x1))[None, :]

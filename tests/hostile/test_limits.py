@@ -22,18 +22,27 @@ from wsod.errors import ConfigError, DataError, MapError
 from wsod.mapfiles import read_maps
 from wsod.models.preprocess import Preprocess
 from wsod.report.boxes import boxes_of_files
-from wsod.scoremaps import MapProcessing, resize_map
+from wsod.scoremaps import MapProcessing, resample_weights, resize_map
 from wsod.types import Sample
 
 
-@pytest.mark.parametrize("shape", [(1, 12_000_000), (12_000_000, 1)])
+@pytest.mark.parametrize("shape", [(1, 25_000_000), (25_000_000, 1)])
 def test_maps_of_a_single_row(tmp_path: Path, shape: tuple[int, int]) -> None:
     path = tmp_path / "a.npz"
-    np.savez_compressed(path, values=np.arange(12_000_000, dtype=np.uint8).reshape(1, *shape), labels=[5])
+    np.savez_compressed(path, values=np.arange(25_000_000, dtype=np.uint8).reshape(1, *shape), labels=[5])
     maps = read_maps(path, SAMPLE, 20)
     with pytest.raises(MapError, match="a resize of at most"):
         MapProcessing().score(maps, 0)
     refused(path, lambda: boxes_of_files([path], size=(100, 100)))
+
+
+@pytest.mark.parametrize(("before", "after"), [((3, 10_500), (5, 10_500)), ((10_500, 3), (10_500, 5))])
+def test_long_sides_that_stay_are_no_weights(before: tuple[int, int], after: tuple[int, int]) -> None:
+    values = np.random.default_rng(0).random(before)
+    axis = 0 if before[0] != after[0] else 1
+    weights = resample_weights(before[axis], after[axis])
+    expected = np.tensordot(weights, values, (1, axis))
+    assert np.array_equal(resize_map(values, after), expected if axis == 0 else expected.T)
 
 
 @pytest.mark.parametrize("size", [(10**9, 10**9), (10**9, 1), (1, 10**9)])
