@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.data.files import coco_content, write_coco
@@ -52,6 +52,8 @@ def found(path: Path, chunk: int) -> dict[str, list[Any]] | None:
     ascii=st.booleans(),
     chunk=st.integers(1, 40),
 )
+@example(document={"a": [], "b": [], "info": 0.5}, indent=None, ascii=False, chunk=1)
+@example(document={"a": [], "b": [], "info": 1e-9}, indent=None, ascii=False, chunk=1)
 def test_rows_are_those_of_the_whole_file(
     tmp_path_factory: pytest.TempPathFactory, document: Any, indent: int | None, ascii: bool, chunk: int
 ) -> None:

@@ -128,7 +128,8 @@ class _Reader:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._end:  # else a number may go on
+                # a number may go on: after 12, and after the 0 of 0.
+                if self._text[end : end + 1] not in ("", ".", "e", "E") or self._end:
                     break
             except ValueError:
                 if self._end:
