@@ -135,6 +135,16 @@ def test_wrong_rows_are_answered(runs: Path, arguments: list[str], message: str)
         compare([f"{runs}/{name}" for name in arguments])
 
 
+def test_runs_without_a_score_of_a_case_are_told_from_runs_without_cases(tmp_path: Path) -> None:
+    evaluate(["center", "random"], data="shapes:count=3,size=48", metrics=["miou", "pxap"], out=tmp_path)
+    for run in (tmp_path, tmp_path / "result.json"):
+        with pytest.raises(ConfigError, match="got only miou, pxap, without any"):
+            compare([run])
+    (tmp_path / "cases.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"cases\.jsonl, got none\. Evaluate again with --out"):
+        compare([tmp_path])
+
+
 def test_unknown_metrics_are_answered(runs: Path) -> None:
     with pytest.raises(ConfigError, match="pxap"):
         compare([runs / "a"], metrics=["pxap"])

@@ -171,8 +171,13 @@ def _open(run: str | Path) -> list[_Side]:
     while not Path(text).exists() and ":" in text:
         text, _, last = text.rpartition(":")
         maps = f"{last}:{maps}" if maps else last
-    result = Result.load(Path(text) if Path(text).exists() else Path(run))
+    path = Path(text) if Path(text).exists() else Path(run)
+    result = Result.load(path)
     if not result.cases:
+        if ((path if path.is_dir() else path.parent) / "cases.jsonl").exists():
+            metrics = ", ".join(dict.fromkeys(name for row in result.rows for name in row.scores))
+            hint = "Runs are paired by the scores of their cases; `wsod table` prints runs of other metrics."
+            raise ConfigError(run, "a score of a single case", f"only {metrics}, without any", hint)
         hint = "Evaluate again with --out; a result.json alone has no cases to pair."
         raise ConfigError(run, "a run with cases.jsonl", "none", hint)
     rows = [row for row in result.rows if not maps or row.maps == maps]

@@ -97,6 +97,7 @@ def test_command_writes_a_picture(photo: Path, tmp_path: Path, monkeypatch: pyte
         (["PHOTO", "--maps", "gradcam"], "Pass --checkpoint"),
         (["PHOTO", "--maps", "gradcam", "--checkpoint", "FT", "--label", "crss"], "Did you mean 'cross'"),
         (["PHOTO", "--maps", "center", "--out", "x.nothing"], "a file to write"),
+        (["PHOTO", "--maps", "center", "--out", "x.psd"], "a file to write, such as maps.png, got 'x.psd'"),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from wsod.errors import ConfigError
+from wsod.registry import nearest
 from wsod.report.complete import ARCHITECTURES, DATA, METHOD, METRICS, RUN
 from wsod.report.console import console, progress_bar, warn
 
@@ -120,6 +121,10 @@ def compare(
         seed=seed,
         **how,  # type: ignore[arg-type]
     )
+    compared = list(dict.fromkeys(one.metric for one in comparison.differences))
+    for name in changes:
+        if name not in compared:
+            raise ConfigError("--changes", "a metric that is compared", repr(name), nearest(name, compared))
     if style != "table":
         click.echo(format_comparison(comparison, style, changes))
         return
@@ -207,12 +212,15 @@ def show(image: Path, maps: tuple[str, ...], out: Path | None, preview: bool | N
     from wsod.report.contact import contact_sheet, maps_of_image
     from wsod.report.contact import preview as drawn
 
+    out = out or Path(f"{image.stem}-maps.png")
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    if kind not in Image.SAVE:  # Pillow reads more than it writes
+        raise ConfigError("--out", "a file to write, such as maps.png", repr(out.name))
     picture, tiles = maps_of_image(image, maps, **options)
     sheet = contact_sheet(picture, tiles)
-    out = out or Path(f"{image.stem}-maps.png")
     try:
         file = BytesIO()
-        sheet.save(file, Image.registered_extensions().get(out.suffix.lower()))
+        sheet.save(file, kind)
         write_bytes(out, file.getvalue())
     except (OSError, ValueError) as error:
         raise ConfigError("--out", "a file to write, such as maps.png", error) from error
