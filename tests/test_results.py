@@ -14,7 +14,7 @@ import pytest
 from wsod import evaluate
 from wsod.errors import DataError
 from wsod.report.formats import format_results
-from wsod.results import Result
+from wsod.results import Result, provenance
 
 # as the first version wrote it, abridged
 FIRST = {
@@ -80,6 +80,7 @@ BAD: dict[str, tuple[Callable[[Any], None], str]] = {
     "newer": (edit("schema", value=4), "schema 1 to 3, got 4. It was written by a newer version"),
     "schema of words": (edit("schema", value="1"), "schema 1 to 3"),
     "true": (edit("schema", value=True), "schema 1 to 3"),
+    "a limit of words": (edit("config", "limit", value="3"), "rows, config and provenance"),
     "rows of words": (edit("rows", value=["a"]), "rows, config and provenance"),
     "rows are a table": (edit("rows", value={"a": 1}), "rows, config and provenance"),
     "scores of numbers": (edit("rows", 0, "scores", value={"a": 1}), "rows, config and provenance"),
@@ -155,3 +156,14 @@ def test_pipes_are_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(DataError, match=f"{name}: expected .* got no ordinary file"):
         Result.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [("/x/wsod/__main__.py", "wsod"), ("/x/bin/wsod", "wsod"), ("my/study.py", "study.py")],
+)
+def test_the_recorded_command_can_be_run_again(
+    program: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [program, "evaluate", "--out", "a b"])
+    assert provenance()["command"] == f"{said} evaluate --out 'a b'"

@@ -163,6 +163,7 @@ def _config(table: Any) -> dict[str, Any]:
         _is(str, _is(dict, table)[name])
     for name in _is(list, table.get("maps", [])):
         _is(str, name)
+    _is(int, table.get("limit", 0))
     if not 0 <= _is(int, table.get("classes", 0)) <= MOST_CLASSES:
         raise ValueError(f"{table['classes']} classes")
     found: dict[str, Any] = table
@@ -317,7 +318,10 @@ def _git() -> str | None:
 
 def provenance(**known: Any) -> dict[str, Any]:
     """Versions, commit and command line, with whatever else is known (seed, device, weight hash)."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    # of `python -m wsod` it is the package's __main__.py
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    command = shlex.join([name, *sys.argv[1:]])
     return {"versions": _versions(), "git": _git(), "command": command, **known}
 
 

@@ -148,6 +148,44 @@ def test_comparison_formats(tmp_path: Path) -> None:
     assert comparison.differences[0].changes[0].image in text
 
 
+def test_counts_of_metrics_that_a_row_has_not_are_dashes() -> None:
+    whole = result(("gradcam", "center"), metrics=METRICS[:3])
+    of_all, of_some = whole.rows
+    scores = {name: {**of_some.scores[name], "count": 40 + i} for i, name in enumerate(METRICS[:3]) if i != 1}
+    found = {"": replace(whole, rows=(of_all, replace(of_some, scores=scores)))}
+    assert "| 40 / – / 42 |" in format_results(found, "markdown").splitlines()[-1]
+    assert "& 40 / -- / 42 &" in format_results(found, "latex")
+    assert "| 40 |" in format_results(found, "markdown").splitlines()[-2]
+
+
+def test_runs_of_the_first_images_say_so() -> None:
+    found = {"a": result(), "b": result(limit=3), "c": result(limit=0)}
+    for style in ("markdown", "latex"):
+        text = format_results(found, style)
+        assert text.count("protocol default, first 3 images") == text.count("protocol default") / 3 > 0
+    text = printed(200, print_results, found)
+    assert "shapes, split test, protocol default, first 3 images" in text
+    assert printed(80, print_results, {"": result(limit=3)}).startswith(
+        "shapes, split test, protocol default, first 3 images, per cent"
+    )
+    assert [one["limit"] for one in json.loads(format_results(found, "json"))[:: 2 * len(METRICS)]] == [
+        0,
+        3,
+        0,
+    ]
+
+
+def test_changes_of_an_unknown_metric_are_answered(tmp_path: Path) -> None:
+    result().save(tmp_path)
+    for style in ("table", "csv"):
+        told = CliRunner().invoke(
+            main, ["compare", str(tmp_path), "--changes", "mask_iuo", "--format", style]
+        )
+        assert (told.exit_code, told.stdout) == (1, "")
+        assert "--changes: expected a metric that is compared, got 'mask_iuo'" in told.stderr
+        assert "Did you mean 'mask_iou'?" in told.stderr
+
+
 def test_commands_print_every_format_without_colour(tmp_path: Path) -> None:
     for name in ("a", "b"):
         result(seed=ord(name)).save(tmp_path / name)

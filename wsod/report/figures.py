@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from wsod.report.gallery import ReportRow
+from wsod.report.gallery import SAMPLED, ReportRow
 from wsod.report.lines import heading, percent
 
 __all__ = ["Drawing", "curves", "histograms", "swatch"]
@@ -87,7 +87,8 @@ def histograms(rows: Sequence[ReportRow], ious: Mapping[int, Sequence[float]]) -
     """Shares of cases by their own score: box IoUs of a sample, and every metric that has many values."""
     if ious:
         most = max(len(values) for values in ious.values())
-        title = f"IoU of the largest box and the nearest true one ({most} cases drawn at random)"
+        drawn = " drawn at random" if any(len(rows[i].scores) > SAMPLED for i in ious) else ""
+        title = f"IoU of the largest box and the nearest true one ({most} cases{drawn})"
         yield _histogram(title, rows, ious)
     for metric in dict.fromkeys(metric for row in rows for metric in row.row.scores):
         values = {

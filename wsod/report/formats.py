@@ -56,7 +56,7 @@ def _grid(found: Sequence[Line]) -> Grid:
         own = {line.metric: line for line in found if line.row == row}
         first = next(iter(own.values()))
         scores = [_score(own.get(metric)) for metric in metrics]
-        counts = [_count(line) for line in own.values()]
+        counts = [_count(own.get(metric)) for metric in metrics]
         cases = counts[0] if len(set(counts)) == 1 else " / ".join(counts)
         name = f"{first.maps} ({first.data})" if first.source else first.maps
         note = f"published, not measured here: {first.source}" if first.source else first.supervision
@@ -72,8 +72,8 @@ def _score(line: Line | None) -> str:
     return percent(line.value) + interval
 
 
-def _count(line: Line) -> str:
-    return "–" if line.count is None else str(line.count)
+def _count(line: Line | None) -> str:
+    return "–" if line is None or line.count is None else str(line.count)
 
 
 def format_comparison(comparison: Comparison, style: str, changes: Sequence[str] = ()) -> str:

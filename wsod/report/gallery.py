@@ -230,8 +230,9 @@ def _datasets(
         except WsodError as error:
             warnings[f"No pictures: {error} Pass --data SPEC where the data set is elsewhere now."] = None
         if row.store is None and about in sets:
-            command = row.result.provenance.get("command", "wsod evaluate … --out RUN")
-            warnings[f"{row.run}: maps were not kept. To see them: {command} --save-maps"] = None
+            command = str(row.result.provenance.get("command", "wsod evaluate … --out RUN"))
+            again = command if "--save-maps" in command.split() else f"{command} --save-maps"
+            warnings[f"{row.run}: maps were not kept. To see them: {again}"] = None
     return sets
 
 
@@ -272,12 +273,9 @@ def _scores(row: ReportRow, sample: Sample, label: str, dataset: Dataset) -> NDA
     names = class_names(dataset.classes)
     if row.store is None or label not in names:
         return None
-    maps = row.maps(sample, len(dataset.classes))
+    maps, wanted = row.maps(sample, len(dataset.classes)), names.index(label)
     labels = maps.labels.tolist()
-    wanted = names.index(label)
-    if wanted not in labels:
-        return None
-    return row.processing.score(maps, labels.index(wanted)).scores
+    return row.processing.score(maps, labels.index(wanted)).scores if wanted in labels else None
 
 
 def _claims(scores: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:

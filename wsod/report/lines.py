@@ -9,10 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsod.comparison import Difference
+from wsod.metrics import METRICS
 from wsod.results import Result
 from wsod.thresholds import protocol_of
 
-__all__ = ["HEADINGS", "Line", "difference_fields", "heading", "lines", "percent", "short_names", "signed"]
+__all__ = [
+    "HEADINGS",
+    "Line",
+    "case_heading",
+    "difference_fields",
+    "heading",
+    "lines",
+    "percent",
+    "short_names",
+    "signed",
+]
 
 HEADINGS = {
     "max_box_acc": "MaxBoxAcc",
@@ -36,11 +47,23 @@ HEADINGS = {
     "deletion": "Deletion ↓",
     "map_stability": "Stability",
 }
+IMAGE = " (image)"
 
 
 def heading(metric: str) -> str:
     """A metric's name at the head of a column."""
     return HEADINGS.get(metric, metric)
+
+
+def case_heading(metric: str) -> str:
+    """Its name beside the score of an image and a class; marked where that is the whole image's.
+
+    >>> case_heading("top1_loc"), case_heading("max_box_acc")
+    ('Top-1 Loc (image)', 'MaxBoxAcc')
+    """
+    text = heading(metric)
+    whole = metric in METRICS and METRICS[metric].cases == "images"
+    return f"{text.removesuffix(IMAGE)}{IMAGE}" if whole else text
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,7 @@ class Line:
         skipped: cases left out by the metric's rule.
         supervision: of maps and thresholds.
         source: of a number that was published and not measured here; empty for our own.
+        limit: only that many images, the first; 0 = all.
     """
 
     run: str
@@ -76,6 +100,7 @@ class Line:
     skipped: int = 0
     supervision: str = ""
     source: str = ""
+    limit: int = 0
 
     @property
     def row(self) -> tuple[str, str, str]:
@@ -85,7 +110,8 @@ class Line:
     @property
     def origin(self) -> str:
         """Data, split and protocol in a few words."""
-        return f"{self.data}, split {self.split}, protocol {self.protocol}"
+        some = f", first {self.limit} images" if self.limit else ""
+        return f"{self.data}, split {self.split}, protocol {self.protocol}{some}"
 
 
 def lines(results: Mapping[str, Result], published: bool = False) -> list[Line]:
@@ -115,6 +141,7 @@ def lines(results: Mapping[str, Result], published: bool = False) -> list[Line]:
                         score["count"],
                         score["skipped"],
                         supervision,
+                        limit=config.get("limit", 0),
                     )
                 )
     return found + (_published(results) if published else [])

@@ -17,7 +17,7 @@ from wsod.config import write_text
 from wsod.errors import ConfigError
 from wsod.report.figures import curves, histograms, swatch
 from wsod.report.gallery import Gallery, ReportRow, chosen_cases, gallery, report_rows
-from wsod.report.lines import Line, heading, lines, percent, short_names
+from wsod.report.lines import Line, case_heading, heading, lines, percent, short_names
 from wsod.results import Result
 from wsod.strata import SIZES
 
@@ -76,20 +76,24 @@ def write_report(
     found = gallery(rows, chosen, data=data, progress=progress)
     columns = [
         Column(
-            i, name, f"{heading(name)}, {row.name}" if len(rows) > 1 else heading(name), "↓" in heading(name)
+            i,
+            name,
+            f"{case_heading(name)}, {row.name}" if len(rows) > 1 else case_heading(name),
+            "↓" in heading(name),
         )
         for name in known
         for i, row in enumerate(rows)
         if name in row.row.scores
     ]
+    measured = lines({names[path]: result for path, result in results.items()}, published)
     total = len({case for row in rows for case in row.scores})
     context = {
         "title": f"wsod report: {', '.join(names.values())}",
         "folder": folder,
         "rows": rows,
         "metrics": list(dict.fromkeys(name for row in rows for name in row.row.scores)),
-        "summary": _summary(lines({names[path]: result for path, result in results.items()}, published)),
-        "origins": _origins(results, names),
+        "summary": _summary(measured),
+        "origins": _origins(measured),
         "legend": [(row.name, *swatch(i)) for i, row in enumerate(rows)],
         "curves": list(curves(rows)),
         "histograms": list(histograms(rows, found.ious)),
@@ -117,7 +121,7 @@ def _render(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "heading": heading}
+    environment.filters |= {"percent": percent, "heading": heading, "case_heading": case_heading}
     script = (TEMPLATES / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = (TEMPLATES / "report.css").read_text("utf-8")
@@ -132,13 +136,13 @@ def _summary(found: Sequence[Line]) -> list[tuple[Line, dict[str, Line]]]:
     return [(next(iter(scores.values())), scores) for scores in table.values()]
 
 
-def _origins(results: Mapping[Path, Result], names: Mapping[Path, str]) -> list[tuple[str, list[str]]]:
+def _origins(found: Sequence[Line]) -> list[tuple[str, list[str]]]:
     """Data, split and protocol, with the runs they are of."""
-    found: dict[str, list[str]] = {}
-    for path, result in results.items():
-        text = "{data}, split {split}, protocol {config}".format(**result.config)
-        found.setdefault(text, []).append(names[path])
-    return list(found.items())
+    runs: dict[str, dict[str, None]] = {}
+    for line in found:
+        if not line.source:
+            runs.setdefault(line.origin, {})[line.run] = None
+    return [(origin, list(names)) for origin, names in runs.items()]
 
 
 def _classes(rows: Sequence[ReportRow]) -> list[dict[str, Any]]:
