@@ -18,12 +18,16 @@ Entry = Mapping[str, Any]
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The lines of `history.jsonl`: {"stage", "step", scalars…} a step, {"stage", "step", "evaluation"}.
 
+    None where there is no such file: whoever deleted it goes on without what it said.
+
     Raises:
         DataError: naming the file, where it was damaged.
     """
     path = folder / "history.jsonl"
     try:
         return [_entry(json.loads(line)) for line in path.read_bytes().splitlines()]
+    except FileNotFoundError:
+        return []
     except (OSError, ValueError, RecursionError) as error:
         hint = "Delete it to go on without what it said."
         raise DataError(path, "a line of JSON a step", error, hint) from error

@@ -162,16 +162,17 @@ class Run:
         state = load_file(path) if path.exists() else None
         if state is not None:
             _check_state(state)
-        self.lines = state["lines"] if state is not None else 0
-        if state is not None:
+            self.lines = state["lines"]
             read_checkpoint(self.folder / "ft.pt")  # the best so far: nothing writes it again
         if not self.writes:
             return state
         for left in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
-        if history.exists():
-            lines = history.read_bytes().splitlines(keepends=True)
+        lines = history.read_bytes().splitlines(keepends=True) if history.exists() else []
+        if lines:
             write_bytes(history, b"".join(lines[: self.lines]))
+        # fewer where the file was deleted
+        self.lines = min(self.lines, len(lines))
         return state
 
 

@@ -156,6 +156,27 @@ def test_a_history_of_something_else_is_one_line(tmp_path: Path, line: str) -> N
         read_history(tmp_path)
 
 
+def test_a_deleted_history_begins_anew(tmp_path: Path, stopped: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "out")
+    (tmp_path / "out/history.jsonl").unlink()
+    resume(tmp_path / "out", device="cpu")
+    assert [line["step"] for line in history(tmp_path / "out")] == [3, 4, 4, 5, 6, 6]
+    # and a state counts the lines that are there
+    assert torch.load(tmp_path / "out/state.pt", weights_only=True)["lines"] == 6
+
+
+def test_a_history_deleted_after_the_last_step_is_empty(tmp_path: Path) -> None:
+    def fail(event: Event) -> None:
+        if event.kind == "end":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        finetune(made(), tmp_path / "out", device="cpu", progress=fail)
+    (tmp_path / "out/history.jsonl").unlink()
+    resume(tmp_path / "out", device="cpu")
+    assert (tmp_path / "out/history.csv").read_text().splitlines() == ["stage,step"]
+
+
 def test_early_stopping(tmp_path: Path) -> None:
     """The weights cannot change, so the first evaluation stays the best."""
     still = {"lr": 1e-12, "steps": 40, "patience": 3}
