@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,12 @@ from atcon.data import Images
 from atcon.subsets import Subset, label_matrix, load_subset, select
 from wsod.data import open_dataset
 from wsod.data.dataset import Dataset
+from wsod.errors import ConfigError
 from wsod.models.preprocess import Preprocess
 
 __all__ = ["Sources", "open_sources"]
+
+ONE_SPLIT = "--set data.train=all --set data.val=all --set data.val_images=10"
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ def open_sources(config: DataConfig) -> Sources:
     Raises:
         ConfigError, DataError: naming what is wrong with the configuration or the data.
     """
-    train = open_dataset(config.spec, config.train)
-    val = train if config.val == config.train else open_dataset(config.spec, config.val)
+    train = _split(config, "train")
+    val = train if config.val == config.train else _split(config, "val")
     labels = label_matrix(train, config.difficult)
     val_labels = labels if val is train else label_matrix(val, config.difficult)
     if config.subset is not None:
@@ -87,3 +91,15 @@ def open_sources(config: DataConfig) -> Sources:
     else:
         subset = select(config, train, labels, val, val_labels)
     return Sources(config, train, labels, val, val_labels, subset)
+
+
+def _split(config: DataConfig, role: Literal["train", "val"]) -> Dataset:
+    """The data set's split for a role; where there is none, the option that chooses it is named."""
+    split: str = getattr(config, role)
+    try:
+        return open_dataset(config.spec, split)
+    except ConfigError as error:
+        if not error.where.endswith(": split"):
+            raise
+        hint = f"{error.hint} Say --set data.{role}=SPLIT; where there is only all: {ONE_SPLIT}."
+        raise ConfigError(f"data.{role}", f"a split of {config.spec}", error.got, hint) from error

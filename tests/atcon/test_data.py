@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from atcon.config import DataConfig
 from atcon.data import Batch, Images, Item, batches, stream
+from atcon.pools import ONE_SPLIT, open_sources
 from atcon.subsets import label_matrix
 from tests.atcon.datasets import Toy, many
+from wsod.config import parse_settings
+from wsod.errors import ConfigError
 from wsod.models.preprocess import Preprocess
 
 VARIED = DataConfig(crop=0.3, flip=0.5, jitter=0.4)
@@ -95,3 +101,22 @@ def test_parts_of_a_batch():
     moved = batch.to(torch.device("cpu"), channels_last=True)
     assert moved.images.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(moved.images.numpy(), batch.images.numpy())
+
+
+def test_a_split_nobody_named_is_named_with_the_remedy(tmp_path: Path) -> None:
+    """Data of one split, such as a COCO file: what is said to type instead is typed."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for k in range(7):
+            Image.new("RGB", (9, 9)).save(tmp_path / name / f"{k}.png")
+    data = DataConfig(f"folder:{tmp_path}")
+    with pytest.raises(
+        ConfigError, match=r"data\.train: expected a split of folder:.*'train'.*: all\."
+    ) as found:
+        open_sources(data)
+    assert ONE_SPLIT in str(found.value)
+    with pytest.raises(ConfigError, match=r"data\.val: expected a split of folder"):
+        open_sources(replace(data, train="all"))
+    said = parse_settings(ONE_SPLIT.removeprefix("--set ").split(" --set "))
+    subset = open_sources(replace(data, **said["data"])).subset
+    assert (len(subset.train), len(subset.val)) == (4, 10)
