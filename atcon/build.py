@@ -20,7 +20,14 @@ from wsod.models import Classifier, Preprocess, build_classifier, load_classifie
 from wsod.models.checkpoint import is_checkpoint, load_file
 from wsod.models.heads import HeadNetwork
 
-__all__ = ["make_classifier", "make_objectives", "make_optimiser", "make_transforms", "set_mode"]
+__all__ = [
+    "make_classifier",
+    "make_objectives",
+    "make_optimiser",
+    "make_transforms",
+    "require_trained",
+    "set_mode",
+]
 
 
 def make_classifier(config: ModelConfig, sources: Sources) -> Classifier:
@@ -141,6 +148,30 @@ def make_objectives(
             )
         objectives[key] = objective
     return objectives
+
+
+def require_trained(
+    classifier: Classifier, config: ModelConfig, name: str, objectives: Mapping[str, Objective]
+) -> None:
+    """Refuse a first stage that learns from no truth where the classifier's head is random.
+
+    Nothing would train that head: its maps agree from the first step on, and mean nothing.
+
+    Args:
+        classifier: that training starts from.
+        config: what it was made of.
+        name: the first stage's.
+        objectives: that stage's.
+
+    Raises:
+        ConfigError: naming the stage and what is random.
+    """
+    # behind the name of the file, which may hold any words
+    loaded = classifier.loaded.removeprefix(config.weights)
+    trained = loaded != "random weights" and " is new" not in loaded
+    if not trained and not any(objective.learned_from for objective in objectives.values()):
+        hint = "No label would train its head: give --weights ft.pt, or a stage before it that has labels."
+        raise ConfigError(f"stage {name}", "a trained classifier", classifier.loaded, hint)
 
 
 def make_transforms(name: str, stage: StageConfig) -> list[Transform]:

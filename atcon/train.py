@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from atcon.build import make_classifier, make_objectives
+from atcon.build import make_classifier, make_objectives, require_trained
 from atcon.config import FinetuneConfig
 from atcon.data import Batch, batches, stream
 from atcon.judge import Best, evaluate_classifier, selection
@@ -136,6 +136,8 @@ class _Training:
             name: make_objectives(name, stage, self.classifier, sources.offered)
             for name, stage in config.stages.items()
         }
+        first = next(iter(config.stages))
+        require_trained(self.classifier, config.model, first, self.objectives[first])
         used = [o for objectives in self.objectives.values() for o in objectives.values()]
         told = [entry for objective in used for entry in objective.learned_from]
         self.classifier.supervision = tuple(dict.fromkeys((*self.classifier.supervision, *told)))

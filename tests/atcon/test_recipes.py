@@ -31,9 +31,13 @@ def run(recipe: str, out: Path, settings: list[str], **tables: Any) -> list[dict
 @pytest.mark.slow
 def test_every_recipe_trains(name: str, tmp_path: Path) -> None:
     settings = [] if load_config(name).data.per_class == 0 else ["data.per_class=1"]
-    lines = run(name, tmp_path / "out", settings, data={"spec": "shapes:count=16"})
-    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+    tables: dict[str, Any] = {"data": {"spec": "shapes:count=16"}}
     stages = load_config(name).stages
+    if not any("supervised" in stage.objectives for stage in stages.values()):
+        run("supervised", tmp_path / "start", [], **tables)
+        tables["model"] = {"weights": str(tmp_path / "start" / "ft.pt")}
+    lines = run(name, tmp_path / "out", settings, **tables)
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
     assert [line["stage"] for line in lines if line.get("step") == 2 and "loss" in line] == list(stages)
 
 

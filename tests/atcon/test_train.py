@@ -218,8 +218,11 @@ def test_alternating_draws_one_objective_a_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_unsupervised_training_never_reads_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finetune(single({"atcon": {}}, select="last"), tmp_path / "a", device="cpu")
+def test_unsupervised_training_never_reads_a_label(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = single({"atcon": {}}, {"model": {"weights": str(finished / "ft.pt")}}, select="last")
+    finetune(config, tmp_path / "a", device="cpu")
     from atcon.data import Images
 
     original = Images.__getitem__
@@ -229,7 +232,7 @@ def test_unsupervised_training_never_reads_a_label(tmp_path: Path, monkeypatch: 
         return example._replace(target=torch.zeros_like(example.target))
 
     monkeypatch.setattr(Images, "__getitem__", mislabelled)
-    finetune(single({"atcon": {}}, select="last"), tmp_path / "b", device="cpu")
+    finetune(config, tmp_path / "b", device="cpu")
     assert same(tmp_path / "a" / "ft.pt", tmp_path / "b" / "ft.pt")
 
 
@@ -281,6 +284,31 @@ def test_weights_of_other_classes_need_an_architecture(finished: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({}, "stage only: expected a trained classifier, got random weights"),
+        # weights for other classes: the trunk is trained, the layer that says which class is not
+        ({"arch": "smallnet"}, r"got .* is new/ft.pt; the layer .* is new"),
+        ({"head": "lfi"}, "the head lfi is new"),
+    ],
+)
+def test_a_head_that_no_label_trains_is_refused(
+    finished: Path, tmp_path: Path, model: dict[str, str], message: str
+) -> None:
+    if model:
+        # the name of the file does not count
+        path = shutil.copytree(finished, tmp_path / "what is new") / "ft.pt"
+        model = {**model, "weights": str(path)}
+    data = {"spec": "shapes:count=12,kinds=4"} if "arch" in model else {}
+    with pytest.raises(ConfigError, match=message):
+        finetune(single({"atcon": {}}, {"data": data, "model": model}), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+    if model:
+        trained = {"model": {"weights": model["weights"]}}
+        finetune(single({"atcon": {}}, trained, steps=1), tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize(
     ("objectives", "stage", "message"),
     [
         ({"atcon": {}}, {"batch_norm": "train"}, "batch_norm = 'frozen' or 'mixed'"),
@@ -301,10 +329,13 @@ def test_misfits_are_refused_before_anything_is_written(
     "name",
     [name if name == "atcon" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(OBJECTIVES)],
 )
-def test_every_objective_trains(name: str, tmp_path: Path) -> None:
+def test_every_objective_trains(name: str, finished: Path, tmp_path: Path) -> None:
     """The contract: a scalar under its own name whose gradient reaches the weights."""
-    calm = {"model": {"head": "calm"}, "data": {"spec": "shapes:count=12,simple=true"}}
-    config = single({name: {}}, calm if name == "likelihood" else None, steps=1, lr=1e-3)
+    tables: dict[str, dict[str, Any]] = {
+        "likelihood": {"model": {"head": "calm"}, "data": {"spec": "shapes:count=12,simple=true"}},
+        "atcon": {"model": {"weights": str(finished / "ft.pt")}},
+    }
+    config = single({name: {}}, tables.get(name), steps=1, lr=1e-3)
     starts: dict[str, Tensor] = {}
 
     def note(event: Event) -> None:
