@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +16,7 @@ from wsod.report.complete import ARCHITECTURES, DATA, HEADS, completer, of
 from wsod.report.console import Group, console, progress_bar, stage_bars
 
 if TYPE_CHECKING:
+    from atcon.config import DataConfig
     from atcon.train import Event
 
 __all__ = ["main"]
@@ -80,6 +82,7 @@ def finetune(
     """
     from atcon import train
     from atcon.config import load_config
+    from atcon.run import Run
 
     with stage_bars() as bars:
         if resume is not None:
@@ -90,6 +93,7 @@ def finetune(
             ]
             if given:
                 raise click.UsageError(f"--resume goes on with the run as it was; leave out --{given[0]}")
+            config = Run.config_of(resume)
             path = train.resume(resume, device=device, progress=_shown(bars))
         else:
             config = load_config(
@@ -101,9 +105,20 @@ def finetune(
             path = train.finetune(config, out, device=device, progress=_shown(bars))
     if os.environ.get("RANK", "0") != "0":
         return  # one process of `torchrun` speaks
+    # soft_wrap: a line broken at the width of the terminal could not be copied
     console().print(
-        f"checkpoint: {path}\nevaluate:   wsod evaluate --maps gradcam --checkpoint {path}", markup=False
+        f"checkpoint: {path}\nevaluate:   {_evaluation(path, config.data)}", markup=False, soft_wrap=True
     )
+
+
+def _evaluation(path: Path, data: DataConfig) -> str:
+    """The command that evaluates a run's checkpoint on its data, to be typed as it is."""
+    words = ["wsod", "evaluate", "--maps", "gradcam", "--checkpoint", str(path)]
+    if data.spec != type(data).spec:
+        words += ["--data", data.spec]
+    if data.val != type(data).val:
+        words += ["--split", data.val]
+    return shlex.join(words)
 
 
 def _tables(said: dict[str, Any], compiled: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,6 +48,20 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     assert "--resume" in again.stderr
 
 
+def test_the_next_command_can_be_typed_as_it_is(tmp_path: Path) -> None:
+    """It evaluates the checkpoint on the data trained on, whatever the names."""
+    folder = tmp_path / ("a run " + 200 * "x")
+    done = run("finetune", *FEW, *SHORT, "--set", "data.val=test", "--out", folder)
+    assert done.exit_code == 0, done.output
+    again = run("finetune", "--resume", folder)
+    words = [shlex.split(result.output.splitlines()[-1].split(":", 1)[1]) for result in (done, again)]
+    assert words[0] == words[1]
+    assert words[0][:2] == ["wsod", "evaluate"]
+    assert words[0][-4:] == ["--data", FEW[1], "--split", "test"]
+    scored = CliRunner().invoke(wsod.cli.main, [*words[0][1:], "--limit", "2"])
+    assert scored.exit_code == 0, scored.output
+
+
 def test_list() -> None:
     listed = run("list")
     assert listed.exit_code == 0
@@ -68,6 +83,8 @@ def test_list() -> None:
         (["--set", "lr"], "key=value"),
         (["--resume", "nowhere"], "nowhere"),
         (["--device", "tpu"], "auto, cpu, cuda"),
+        (["--recipe", "atcon"], "give --weights ft.pt"),
+        (["--set", "data.train=trian"], "data.train: expected a split of shapes"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(
