@@ -22,6 +22,7 @@ Rule = Literal["max", "mean_std", "otsu", "percentile", "absolute"]
 Components = Literal["all", "largest"]
 Area = Literal["pixels", "contour"]
 
+Span = tuple[float, float]
 # threshold None: 20 % of the maximum is that of Zhou et al., CVPR 2016, section 3.2
 _DEFAULTS = {"max": 0.2, "mean_std": 1.0, "otsu": 0.0, "percentile": 80.0, "absolute": 0.5}
 _EIGHT = np.ones((3, 3), np.bool_)
@@ -56,7 +57,7 @@ def heatmap_to_mask(
     [[0, 0, 1], [0, 0, 1]]
     """
     maps, single = _maps(heatmap, size)
-    masks = [_mask(scores, threshold, rule) for scores in maps]
+    masks = [_mask(scores, _span(scores), threshold, rule) for scores in maps]
     if single:
         return masks[0]
     if len({mask.shape for mask in masks}) > 1:
@@ -110,7 +111,8 @@ def heatmap_to_boxes(
     maps, single = _maps(heatmap, size)
     found = []
     for scores in maps:
-        boxes, peaks, areas = _components(scores, _mask(scores, threshold, rule), area)
+        span = _span(scores)
+        boxes, peaks, areas = _components(scores, span, _mask(scores, span, threshold, rule), area)
         kept = areas >= min_area
         boxes, peaks, areas = boxes[kept], peaks[kept], areas[kept]
         if merge_iou is not None:
@@ -165,13 +167,16 @@ def _array(values: Any) -> Array:
         raise MapError("heatmap", "an array of numbers", type(values).__name__) from error
 
 
-def _mask(scores: Array, threshold: float | None, rule: Rule) -> Mask:
-    low, high = scores.min(), scores.max()
-    level = _level(scores, threshold, rule)
-    return scores > level if low < high else np.zeros(scores.shape, np.bool_)
+def _span(scores: Array) -> Span:
+    return float(scores.min()), float(scores.max())
 
 
-def _level(scores: Array, threshold: float | None, rule: Rule) -> float:
+def _mask(scores: Array, span: Span, threshold: float | None, rule: Rule) -> Mask:
+    level = _level(scores, span, threshold, rule)
+    return scores > level if span[0] < span[1] else np.zeros(scores.shape, np.bool_)
+
+
+def _level(scores: Array, span: Span, threshold: float | None, rule: Rule) -> float:
     if rule not in _DEFAULTS:
         raise ConfigError("heatmap rule", "one of " + ", ".join(_DEFAULTS), repr(rule))
     if rule == "otsu" and threshold is not None:
@@ -180,33 +185,32 @@ def _level(scores: Array, threshold: float | None, rule: Rule) -> float:
     limits = {"max": (0.0, 1.0), "percentile": (0.0, 100.0)}.get(rule, (-np.inf, np.inf))
     if not limits[0] <= t <= limits[1]:
         raise ConfigError(f"heatmap threshold, rule {rule!r}", f"{limits[0]:g} to {limits[1]:g}", f"{t:g}")
+    low, high = span
     if rule == "max":
-        low, high = scores.min(), scores.max()
-        return float(low + t * (high - low))
+        return low + t * (high - low)
     if rule == "mean_std":
         return float(scores.mean() + t * scores.std())
     if rule == "otsu":
         from skimage.filters import threshold_otsu  # slow to import, and only this rule needs it
 
-        low, high = scores.min(), scores.max()
         if high - low < 256 * np.finfo(np.float64).tiny:  # no room for 256 bins: the middle of two levels
-            return float(low / 2 + high / 2) if low < high else float(low)
+            return low / 2 + high / 2 if low < high else low
         return float(threshold_otsu(scores))  # type: ignore[no-untyped-call]
     return float(np.percentile(scores, t)) if rule == "percentile" else t
 
 
-def _components(scores: Array, mask: Mask, area: Area) -> tuple[Array, Array, Array]:
+def _components(scores: Array, span: Span, mask: Mask, area: Area) -> tuple[Array, Array, Array]:
     """(n, 4) boxes, (n,) peaks in [0, 1] and (n,) areas of the mask's components, in scan order."""
     labelled, count = ndimage.label(mask, _EIGHT)
     slices = ndimage.find_objects(labelled)
     boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], np.float64).reshape(-1, 4)
-    peaks = np.full(count + 1, -np.inf)
-    np.maximum.at(peaks, labelled.ravel(), scores.ravel())  # scipy's maximum sorts all pixels
-    peaks = peaks[1:]
+    pixels = np.flatnonzero(mask)
+    owners = labelled.ravel()[pixels].astype(np.intp) - 1
+    peaks = np.full(count, -np.inf)
+    np.maximum.at(peaks, owners, scores.ravel()[pixels])  # scipy's maximum sorts all pixels
     if count:
-        low, high = scores.min(), scores.max()
-        peaks = (peaks - low) / (high - low)
-    areas = np.bincount(labelled.ravel(), minlength=count + 1)[1:].astype(np.float64)
+        peaks = (peaks - span[0]) / (span[1] - span[0])
+    areas = np.bincount(owners, minlength=count).astype(np.float64)
     if area == "contour":
         parts = (labelled[place] == label for label, place in enumerate(slices, 1))
         areas = np.array([_contour_area(part) for part in parts], np.float64)
