@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,11 +28,15 @@ from wsod.errors import WsodError
 __all__ = ["Group", "Text", "console", "fail", "progress_bar", "stage_bars", "warn"]
 
 
+# control characters but for the end of a line, and those that turn the direction of what follows
+_STEERS = re.compile(r"[\0-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 class Text(rich.text.Text):
     """Control characters are shown as escapes: a name found in data must not steer the terminal."""
 
     def __init__(self, text: str = "", style: str = "", *, no_wrap: bool | None = None) -> None:
-        shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+        shown = _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
         super().__init__(shown, style, no_wrap=no_wrap)
 
 
