@@ -25,8 +25,8 @@ __all__ = [
     "make_objectives",
     "make_optimiser",
     "make_transforms",
-    "require_trained",
     "set_mode",
+    "untrained",
 ]
 
 
@@ -150,28 +150,20 @@ def make_objectives(
     return objectives
 
 
-def require_trained(
-    classifier: Classifier, config: ModelConfig, name: str, objectives: Mapping[str, Objective]
-) -> None:
-    """Refuse a first stage that learns from no truth where the classifier's head is random.
+def untrained(classifier: Classifier, config: ModelConfig, objectives: Mapping[str, Objective]) -> bool:
+    """Whether the head is random and the first stage learns from no truth, so that nothing will train it.
 
-    Nothing would train that head: its maps agree from the first step on, and mean nothing.
+    Its maps agree from the first step on, and mean nothing.
 
     Args:
         classifier: that training starts from.
         config: what it was made of.
-        name: the first stage's.
-        objectives: that stage's.
-
-    Raises:
-        ConfigError: naming the stage and what is random.
+        objectives: of the first stage.
     """
     # behind the name of the file, which may hold any words
     loaded = classifier.loaded.removeprefix(config.weights)
     trained = loaded != "random weights" and " is new" not in loaded
-    if not trained and not any(objective.learned_from for objective in objectives.values()):
-        hint = "No label would train its head: give --weights ft.pt, or a stage before it that has labels."
-        raise ConfigError(f"stage {name}", "a trained classifier", classifier.loaded, hint)
+    return not trained and not any(objective.learned_from for objective in objectives.values())
 
 
 def make_transforms(name: str, stage: StageConfig) -> list[Transform]:

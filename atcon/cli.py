@@ -13,7 +13,7 @@ import click
 
 import wsod
 from wsod.report.complete import ARCHITECTURES, DATA, HEADS, completer, of
-from wsod.report.console import Group, console, progress_bar, stage_bars
+from wsod.report.console import Group, console, progress_bar, stage_bars, warn
 
 if TYPE_CHECKING:
     from atcon.config import DataConfig
@@ -134,6 +134,9 @@ def _shown(bars: Callable[[str, int, int, str], None]) -> Callable[[Event], None
 
     def show(event: Event) -> None:
         nonlocal scores
+        if event.kind == "note":
+            warn(event.note)
+            return
         if event.kind in ("evaluation", "end"):
             scores = "  ".join(f"{name} {100 * value:.1f} %" for name, value in event.values.items())
         loss = f"loss {event.values['loss']:.3f}  " if event.kind == "step" else ""
@@ -160,13 +163,13 @@ def experiment(
     """
     from atcon.experiments import EXPERIMENTS, run_experiment
     from wsod.config import bind, parse_settings
-    from wsod.report.tables import simple_table
+    from wsod.report.tables import print_table
 
     said = {key: value for key, value in (("data", data), ("seeds", seeds)) if value is not None}
     chosen = bind(EXPERIMENTS[name], {**parse_settings(settings), **said}, f"experiment {name}")
     with progress_bar(name) as progress:
         outcome = run_experiment(chosen, out, device=device, progress=progress)
-    console().print(simple_table(f"{name}, {chosen.data}, {chosen.seeds} seeds", *outcome.table()))
+    print_table(console(), f"{name}, {chosen.data}, {chosen.seeds} seeds", *outcome.table())
     console().print(
         "differences: mean over seeds, paired; in brackets 95 %, over images and seeds", style="dim"
     )
@@ -179,21 +182,21 @@ def list_command() -> None:
     from atcon.experiments import EXPERIMENTS
     from atcon.objectives import OBJECTIVES
     from atcon.transforms import TRANSFORMS
-    from wsod.report.tables import simple_table
+    from wsod.report.tables import print_table
 
     heads = [(name, _head(path)) for name, path in recipes().items()]
-    console().print(simple_table("recipes", ["name", "what"], heads))
+    print_table(console(), "recipes", ["name", "what"], heads)
     rows = [
         (name, (kind.__doc__ or "").split("\n")[0], ", ".join(kind.supervision) or "none", kind.citation)
         for name, kind in OBJECTIVES.items()
     ]
-    console().print(simple_table("objectives", ["name", "what", "supervision", "source"], rows))
+    print_table(console(), "objectives", ["name", "what", "supervision", "source"], rows)
     changes = [
         (name, (kind.__doc__ or "").split("\n")[0], kind.citation) for name, kind in TRANSFORMS.items()
     ]
-    console().print(simple_table("transforms", ["name", "what", "source"], changes))
+    print_table(console(), "transforms", ["name", "what", "source"], changes)
     about = [(name, (kind.__doc__ or "").split("\n")[0]) for name, kind in EXPERIMENTS.items()]
-    console().print(simple_table("experiments", ["name", "what"], about))
+    print_table(console(), "experiments", ["name", "what"], about)
 
 
 def _head(path: Path) -> str:

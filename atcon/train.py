@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from atcon.build import make_classifier, make_objectives, require_trained
+from atcon.build import make_classifier, make_objectives, untrained
 from atcon.config import FinetuneConfig
 from atcon.data import Batch, batches, stream
 from atcon.judge import Best, evaluate_classifier, selection
@@ -41,18 +41,20 @@ class Event:
     """What a run tells while it goes.
 
     Args:
-        kind: `start` of a stage, a `step` done, an `evaluation`, or the `end` of a stage.
+        kind: `start` of a stage, a `step` done, an `evaluation`, the `end` of a stage, or a `note`.
         stage: its name.
         step: steps done.
         steps: steps in all.
         values: scalars by name.
+        note: what may not be meant.
     """
 
-    kind: Literal["start", "step", "evaluation", "end"]
+    kind: Literal["start", "step", "evaluation", "end", "note"]
     stage: str
     step: int
     steps: int
     values: Mapping[str, float]
+    note: str = ""
 
 
 Progress = Callable[[Event], None]
@@ -137,7 +139,10 @@ class _Training:
             for name, stage in config.stages.items()
         }
         first = next(iter(config.stages))
-        require_trained(self.classifier, config.model, first, self.objectives[first])
+        if untrained(self.classifier, config.model, self.objectives[first]):
+            note = f"stage {first}: no label trains the head, which starts from {self.classifier.loaded}: "
+            note += "its maps mean nothing. Give --weights ft.pt, or a stage before it that has labels."
+            self.progress(Event("note", first, 0, 0, {}, note))
         used = [o for objectives in self.objectives.values() for o in objectives.values()]
         told = [entry for objective in used for entry in objective.learned_from]
         self.classifier.supervision = tuple(dict.fromkeys((*self.classifier.supervision, *told)))
