@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "maps": {"errors", "types", "registry", "config", "memory", "models", "output"},
     "pickles": set(),
     "mapfiles": {"errors", "types", "data", "output", "pickles"},
-    "store": {"errors", "types", "mapfiles", "output"},
+    "store": {"errors", "types", "data", "mapfiles", "output"},
     "results": {"errors", "types", "output", "strata", "textfiles"},
     "thresholds": {"errors", "config", "metrics", "protocols", "results"},
     "board": {"types", "metrics", "results", "stats", "strata", "thresholds"},

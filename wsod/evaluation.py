@@ -292,6 +292,7 @@ def _finished(
         config={
             **plain(request),
             "split": run.dataset.split,
+            "limit": len(run.indices) if len(run.indices) < len(run.dataset) else 0,
             "classes": len(run.classes),
             "protocol": plain(protocol),
         },
