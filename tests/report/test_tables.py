@@ -175,6 +175,33 @@ def test_runs_of_the_first_images_say_so() -> None:
     ]
 
 
+def test_runs_of_other_settings_or_labels_say_so() -> None:
+    changed = result(settings=["metrics.max_box_acc_v2.ious=[0.1]", "maps.frame=224"])
+    found = {"a": result(settings=[]), "b": changed, "c": result(labels="predicted")}
+    about = "shapes, split test, protocol default"
+    put = f"{about}, --set metrics.max_box_acc_v2.ious=[0.1]; maps.frame=224"
+    text = printed(250, print_results, found)
+    assert put in text
+    assert f"{about}, labels predicted" in text
+    assert f"| a | {about} | gradcam |" in format_results(found, "markdown")
+    assert printed(80, print_results, {"": changed}).startswith(f"{put}, per cent")
+    for style in ("csv", "json"):
+        text = format_results(found, style)
+        rows = json.loads(text) if style == "json" else list(csv.DictReader(io.StringIO(text)))
+        first = [row for row in rows if (row["maps"], row["metric"]) == ("gradcam", "mask_iou")]
+        assert [row["settings"] for row in first] == ["", put.partition("--set ")[2], ""]
+        assert [row["labels"] for row in first] == ["truth", "truth", "predicted"]
+
+
+def test_no_number_is_published_for_a_protocol_with_settings() -> None:
+    plain, changed = (
+        result(metrics=("pointing_game",), protocol="pointing-voc07", settings=settings)
+        for settings in ([], ["metrics.pointing_game.tolerance=3"])
+    )
+    assert any(line.source for line in lines({"a": changed, "b": plain}, published=True))
+    assert not any(line.source for line in lines({"a": changed}, published=True))
+
+
 def test_changes_of_an_unknown_metric_are_answered(tmp_path: Path) -> None:
     result().save(tmp_path)
     for style in ("table", "csv"):

@@ -85,6 +85,9 @@ class Line:
         supervision: of maps and thresholds.
         source: of a number that was published and not measured here; empty for our own.
         limit: only that many images, the first; 0 = all.
+        settings: what --set put in place of the protocol's, `; ` between them.
+        labels: rule of the classes whose maps are scored; empty for a published number.
+        images_skipped: images that were left out after a fault.
     """
 
     run: str
@@ -101,6 +104,9 @@ class Line:
     supervision: str = ""
     source: str = ""
     limit: int = 0
+    settings: str = ""
+    labels: str = ""
+    images_skipped: int = 0
 
     @property
     def row(self) -> tuple[str, str, str]:
@@ -109,9 +115,15 @@ class Line:
 
     @property
     def origin(self) -> str:
-        """Data, split and protocol in a few words."""
-        some = f", first {self.limit} images" if self.limit else ""
-        return f"{self.data}, split {self.split}, protocol {self.protocol}{some}"
+        """Data, split, protocol and what else makes scores those of another question, in a few words."""
+        parts = [self.data, f"split {self.split}", f"protocol {self.protocol}"]
+        if self.settings:
+            parts.append(f"--set {self.settings}")
+        if self.labels not in ("", "truth"):
+            parts.append(f"labels {self.labels}")
+        if self.limit:
+            parts.append(f"first {self.limit} images")
+        return ", ".join(parts)
 
 
 def lines(results: Mapping[str, Result], published: bool = False) -> list[Line]:
@@ -142,6 +154,9 @@ def lines(results: Mapping[str, Result], published: bool = False) -> list[Line]:
                         score["skipped"],
                         supervision,
                         limit=config.get("limit", 0),
+                        settings=_settings(result),
+                        labels=str(config.get("labels", "truth")),
+                        images_skipped=len(result.skipped),
                     )
                 )
     return found + (_published(results) if published else [])
@@ -150,6 +165,8 @@ def lines(results: Mapping[str, Result], published: bool = False) -> list[Line]:
 def _published(results: Mapping[str, Result]) -> list[Line]:
     found: dict[Line, None] = {}
     for result in results.values():
+        if _settings(result):  # the numbers are of the protocol as it stands
+            continue
         metrics = {metric for row in result.rows for metric in row.scores}
         for number in protocol_of(result).published:
             line = Line(
@@ -165,6 +182,11 @@ def _published(results: Mapping[str, Result]) -> list[Line]:
             if line.metric in metrics:
                 found[line] = None
     return list(found)
+
+
+def _settings(result: Result) -> str:
+    settings = result.config.get("settings") or ()
+    return "; ".join(map(str, settings)) if isinstance(settings, list | tuple) else str(settings)
 
 
 def _known(value: Any) -> float | None:
