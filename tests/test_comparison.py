@@ -105,6 +105,26 @@ def test_cases_that_one_side_lacks_are_said(runs: Path, tmp_path: Path) -> None:
     assert any("only one side" in note for note in found.notes)
 
 
+def test_values_without_cases_are_compared_only_of_the_same_images(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": "shapes:count=6,size=48", "metrics": ["miou", "pointing_game"]}
+    whole = evaluate(["center", "random"], out=tmp_path / "whole", **options)
+    evaluate(["center", "random"], out=tmp_path / "some", limit=4, **options)
+    evaluate(["center", "random"], out=tmp_path / "again", **options)
+    fault = ({"image": whole.cases[0].image, "error": "broken"},)
+    replace(whole, skipped=fault).save(tmp_path / "skipped")
+    scores = {**whole.rows[0].scores, "miou": {**whole.rows[0].scores["miou"], "count": 5}}
+    rows = (replace(whole.rows[0], scores=scores), *whole.rows[1:])
+    replace(whole, rows=rows).save(tmp_path / "counted")
+    for name, lost in (("some", 2), ("skipped", 2), ("counted", 1), ("again", 0)):
+        found = compare([tmp_path / "whole", tmp_path / name])
+        assert [one.metric for one in found.differences].count("miou") == 2 - lost
+        assert [one.metric for one in found.differences].count("pointing_game") == 2
+        told = [note for note in found.notes if "miou is of other images in the two rows: not comp" in note]
+        assert len(told) == lost
+    with pytest.raises(ConfigError, match="expected a metric that can be compared, got miou is of other"):
+        compare([tmp_path / "whole", tmp_path / "some"], metrics=["miou"])
+
+
 def test_resampling_within_classes_needs_one_class_an_image(runs: Path) -> None:
     with pytest.raises(ConfigError, match="one stratum an image"):
         compare([runs / "a"], resample="class")

@@ -138,7 +138,8 @@ def compare(
         seed: of both.
 
     Raises:
-        ConfigError: runs on other data, splits, labels or protocols, saying what differs; nothing in common.
+        ConfigError: runs on other data, splits, labels or protocols, saying what differs; nothing in common,
+            or only metrics that are no mean of cases, of other images.
         DataError: a run that cannot be read.
     """
     pairs = _pairs([_open(run) for run in runs])
@@ -161,6 +162,9 @@ def compare(
     differences = [
         one if one.p_value is None else replace(one, adjusted=next(corrected)) for one in differences
     ]
+    if not differences:
+        names = ", ".join(map(str, runs))
+        raise ConfigError(names, "a metric that can be compared", "; ".join(dict.fromkeys(notes)))
     about = "{data}, split {split}, protocol {config}".format(**pairs[0][0].result.config)
     return Comparison(about, tuple(differences), tuple(dict.fromkeys(notes)))
 
@@ -248,11 +252,16 @@ def _differences(
 ) -> tuple[list[Difference], list[str]]:
     left, right = first.cases(), second.cases()
     notes = []
+    other_images = _other_images(first.result, second.result)
     built = protocol_of(first.result).build(_classes(first.result), names)
     differences = []
     for name in names:
         metric, base = built[name], Difference(first.name, second.name, name, *_values(first, second, name))
         if metric.average is None:
+            # without cases, what only one side has cannot be left out of the other's value
+            if other_images or _counts(first, name) != _counts(second, name):
+                notes.append(f"{name} is of other images in the two rows: not compared ({second.name})")
+                continue
             notes.append(f"{name} is no mean of cases: it has no paired interval")
             differences.append(base)
             continue
@@ -268,6 +277,20 @@ def _differences(
         after = np.array([there[case] for case in common], np.float64)
         differences.append(_paired(base, metric, common, before, after, resample, resamples, seed))
     return differences, notes
+
+
+def _other_images(first: Result, second: Result) -> bool:
+    """Whether the runs are of other first images of the split, or lost others to faults."""
+    here, there = (
+        (result.config.get("limit", 0), {str(fault.get("image", fault["error"])) for fault in result.skipped})
+        for result in (first, second)
+    )
+    return here != there
+
+
+def _counts(side: _Side, metric: str) -> tuple[Any, Any]:
+    score = side.row.scores[metric]
+    return score["count"], score["skipped"]
 
 
 def _paired(
