@@ -125,6 +125,21 @@ def test_values_without_cases_are_compared_only_of_the_same_images(tmp_path: Pat
         compare([tmp_path / "whole", tmp_path / "some"], metrics=["miou"])
 
 
+def test_thresholds_from_elsewhere_are_said(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"metrics": ["max_box_acc", "pointing_game"]}
+    evaluate(["center"], data="shapes:count=4,size=48", split="val", out=tmp_path / "val", **options)
+    options["data"] = "shapes:count=6,size=48"
+    evaluate(["center"], out=tmp_path / "own", **options)
+    for name in ("one", "two"):
+        evaluate(["center"], out=tmp_path / name, threshold_from=tmp_path / "val", **options)
+    own, one, two = (tmp_path / name for name in ("own", "one", "two"))
+    told = f"threshold of the run itself ({own}), from shapes:count=4,size=48, split val ({one})"
+    assert compare([own, one]).notes == (f"max_box_acc: {told}",)
+    assert compare([one, two]).notes == ()
+    told = f"threshold from shapes:count=4,size=48, split val ({one}), of the run itself ({own})"
+    assert compare([one, own]).notes == (f"max_box_acc: {told}",)
+
+
 def test_resampling_within_classes_needs_one_class_an_image(runs: Path) -> None:
     with pytest.raises(ConfigError, match="one stratum an image"):
         compare([runs / "a"], resample="class")

@@ -256,6 +256,7 @@ def _differences(
     built = protocol_of(first.result).build(_classes(first.result), names)
     differences = []
     for name in names:
+        notes += _other_thresholds(first, second, name)
         metric, base = built[name], Difference(first.name, second.name, name, *_values(first, second, name))
         if metric.average is None:
             # without cases, what only one side has cannot be left out of the other's value
@@ -291,6 +292,16 @@ def _other_images(first: Result, second: Result) -> bool:
 def _counts(side: _Side, metric: str) -> tuple[Any, Any]:
     score = side.row.scores[metric]
     return score["count"], score["skipped"]
+
+
+def _other_thresholds(first: _Side, second: _Side, metric: str) -> list[str]:
+    """A note where one side took the metric's threshold from elsewhere: then equal maps can differ."""
+    sources = [side.row.scores[metric].get("threshold_from") for side in (first, second)]
+    if sources[0] == sources[1]:
+        return []
+    where = (f"from {one['data']}, split {one['split']}" if one else "of the run itself" for one in sources)
+    here, there = (f"{text} ({side.name})" for text, side in zip(where, (first, second), strict=True))
+    return [f"{metric}: threshold {here}, {there}"]
 
 
 def _paired(
