@@ -148,6 +148,30 @@ def test_comparison_formats(tmp_path: Path) -> None:
     assert comparison.differences[0].changes[0].image in text
 
 
+def test_notes_of_a_comparison_stand_below_markdown_and_latex(tmp_path: Path) -> None:
+    result().save(tmp_path)
+    notes = ("mask_iou: 2 cases (<b>|x)", "a name of\ntwo lines")
+    comparison = replace(compare([tmp_path], resamples=200), notes=notes)
+    markdown = format_comparison(comparison, "markdown").splitlines()
+    assert markdown[-3:] == ["", r"- mask\_iou: 2 cases (&lt;b&gt;|x)", "- a name of two lines"]
+    latex = format_comparison(comparison, "latex").splitlines()
+    assert latex[-3:] == [r"\end{tabular}", "% mask_iou: 2 cases (<b>|x)", "% a name of two lines"]
+    assert json.loads(format_comparison(comparison, "json"))["notes"] == list(notes)
+
+
+def test_every_format_counts_the_images_skipped() -> None:
+    lost = tuple({"image": str(i), "error": f"image {i} is broken"} for i in range(2))
+    found = {"a": replace(result(), skipped=lost), "b": result()}
+    markdown = format_results(found, "markdown").splitlines()
+    assert ["| 40 (2 images skipped) |" in line for line in markdown[2:]] == [True, True, False, False]
+    assert format_results(found, "latex").count("& 40 (2 images skipped) &") == 2
+    for style in ("csv", "json"):
+        text = format_results(found, style)
+        rows = json.loads(text) if style == "json" else list(csv.DictReader(io.StringIO(text)))
+        assert {(row["run"], int(row["images_skipped"])) for row in rows} == {("a", 2), ("b", 0)}
+        assert list(rows[0])[-3:] == ["settings", "labels", "images_skipped"]
+
+
 def test_counts_of_metrics_that_a_row_has_not_are_dashes() -> None:
     whole = result(("gradcam", "center"), metrics=METRICS[:3])
     of_all, of_some = whole.rows

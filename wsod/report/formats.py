@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -58,6 +59,8 @@ def _grid(found: Sequence[Line]) -> Grid:
         scores = [_score(own.get(metric)) for metric in metrics]
         counts = [_count(own.get(metric)) for metric in metrics]
         cases = counts[0] if len(set(counts)) == 1 else " / ".join(counts)
+        if first.images_skipped:
+            cases += f" ({first.images_skipped} images skipped)"
         name = f"{first.maps} ({first.data})" if first.source else first.maps
         note = f"published, not measured here: {first.source}" if first.source else first.supervision
         where = [first.run or "–"] * several + ["–" if first.source else first.origin] * origins
@@ -83,6 +86,8 @@ def format_comparison(comparison: Comparison, style: str, changes: Sequence[str]
         comparison: of runs.
         style: as in `format_results`.
         changes: metrics whose changed cases are listed too (JSON only).
+
+    Notes are a list below Markdown, and comments below LaTeX; CSV has no place for them.
     """
     fields = [difference_fields(one) for one in comparison.differences]
     if style == "json":
@@ -104,7 +109,12 @@ def format_comparison(comparison: Comparison, style: str, changes: Sequence[str]
             + ["–" if p is None else f"{p:.4f}" for p in (one.p_value, one.adjusted)]
             + [str(number) for number in (one.raised, one.lowered, one.cases)]
         )
-    return (_markdown if style == "markdown" else _latex)(grid)
+    if not comparison.notes:
+        return (_markdown if style == "markdown" else _latex)(grid)
+    if style == "markdown":
+        return "\n".join([_markdown(grid), "", *map(_item, comparison.notes)])
+    # in one line each: a name's line break would end the comment
+    return "\n".join([_latex(grid), *(f"% {' '.join(note.split())}" for note in comparison.notes)])
 
 
 def _json(value: Any) -> str:
@@ -123,6 +133,11 @@ def _markdown(grid: Grid) -> str:
     rule = ["---"] * len(grid[0])
     rows = [[_plain(cell).replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in grid]
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def _item(note: str) -> str:
+    # outside of a cell, a metric's underscores would be emphasis
+    return "- " + re.sub(r"([\\`*_\[\]])", r"\\\1", _plain(note))
 
 
 def _plain(cell: str) -> str:
