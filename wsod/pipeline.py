@@ -239,7 +239,8 @@ def _batch_maps(
     start = 0
     for item, some, row in zip(batch, chosen, scores, strict=True):
         stop = start + len(some)
-        ranking = backward[np.argsort(-row, kind="stable")[:RANKING_DEPTH]]
+        depth = max(RANKING_DEPTH, len(item.sample.classes))
+        ranking = backward[np.argsort(-row, kind="stable")[:depth]]
         try:
             maps = _controls(methods, item.sample, some, frame, item.image)
             for name, stack in stacks.items():

@@ -42,7 +42,7 @@ class ClassifierProbe:
     ) -> None:
         self.classifier, self.dataset = classifier, dataset
         self.device, self.batch_size = device, batch_size
-        self._columns = class_columns(classifier.classes, dataset.classes)
+        self._columns = class_columns(classifier.classes, dataset.classes or classifier.classes)
         self._index = {image_id: index for index, image_id in enumerate(dataset.ids)}
         self._inputs: dict[str, tuple[torch.Tensor, Region | None]] = {}
         self._baselines: dict[tuple[str, Baseline], torch.Tensor] = {}

@@ -211,7 +211,8 @@ class MapProcessing:
     def _score(self, maps: AttentionMaps, k: int) -> ScoreMap:
         given = maps.values[k]
         size = self.size(maps)
-        if self.accept_scores and given.dtype == np.float64 and given.shape == size:
+        whole = maps.region is None and given.dtype == np.float64
+        if self.accept_scores and whole and given.shape == size:
             low, high = given.min(), given.max()
             if low >= 0 and high <= 1:
                 return ScoreMap(given.copy(), bool(low == high))

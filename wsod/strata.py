@@ -49,8 +49,8 @@ class CaseFacts:
         rank: the label's place in the classifier's ranking, 1 = the predicted class; None where no
             ranking is known, or the label is not among the classes it lists.
         predicted: whether the label is among the n first classes of the ranking, of an image with n
-            classes (n = 1: it is the predicted class); None without a ranking, or for a label the image
-            does not have.
+            classes (n = 1: it is the predicted class); None without a ranking or with one too short to say,
+            or for a label the image does not have.
         classes: the number n.
     """
 
@@ -68,7 +68,10 @@ class CaseFacts:
         if maps.ranking is not None:
             ranking = maps.ranking.tolist()
             rank = ranking.index(label) + 1 if label in ranking else None
-            predicted = label in ranking[: len(present)] if label in present else None
+            n = len(present)
+            # a ranking shorter than the image's classes may leave the question open
+            if label in present and (label in ranking[:n] or len(ranking) >= n):
+                predicted = label in ranking[:n]
         return cls(area, rank, predicted, len(present))
 
 

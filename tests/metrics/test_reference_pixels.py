@@ -51,7 +51,7 @@ def test_pxap(run: int) -> None:
     metrics["full"].processing = metrics["grid"].processing
     metrics["grid"].merge(metrics["full"])
     score = metrics["grid"].compute()
-    false, true = metrics["grid"]._state["pixels"][0]
+    false, true = metrics["grid"]._state["pixels"][0, :, 1:]
     # the vectors' last bin, [2, 3], is empty
     assert [*true.tolist(), 0] == wanted["gt_true_score_hist"]
     assert [*false.tolist(), 0] == wanted["gt_false_score_hist"]

@@ -22,7 +22,7 @@ class CheckReport:
         images: images listed, faulty ones included.
         boxes: boxes of the sound images.
         difficult, crowd: how many of the boxes are.
-        masked: images with pixel truth.
+        masked: images with objects that have pixel truth.
         per_class: boxes of each class by name (images, where the data has labels without boxes).
         faults: one line each, with the file's name.
     """
@@ -66,7 +66,7 @@ def check(
             boxes=len(sample.boxes),
             difficult=int(sample.difficult.sum()),
             crowd=int(sample.crowd.sum()),
-            masked=int(sample.masks is not None),
+            masked=int(sample.masks is not None and len(sample.labels) > 0),
         )
         labels.update(sample.labels.tolist())
         if beyond := [label for label in sample.classes if label >= len(dataset.classes)]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard
 
@@ -153,6 +154,11 @@ class Coco(Dataset):
             raise DataError(f"{self.annotations}: images", "each file_name once", f"{double} twice")
         return names
 
+    @cached_property
+    def _segmented(self) -> bool:
+        """Whether the first annotation has a mask."""
+        return any(row.get("segmentation") for row in self._annotations.read(self._order[:1]))
+
     def _at_row(self, row: Mapping[str, Any]) -> str:
         return f"{self.annotations}: annotation {row.get('id')}"
 
@@ -168,7 +174,8 @@ class Coco(Dataset):
         height, width = int(str(size[0])), int(str(size[1]))
         labels = [self._label(row) for row in rows]
         crowd = [self._flag(row, "iscrowd") for row in rows]
-        segmented = bool(rows) and all(row.get("segmentation") for row in rows)
+        # an image without objects has masks, empty ones, where the others have
+        segmented = all(row.get("segmentation") for row in rows) if rows else self._segmented
         masks = CocoMasks(
             (height, width),
             tuple(labels),

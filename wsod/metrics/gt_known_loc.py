@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from wsod.metrics.box_hits import BoxHits
+from wsod.errors import MapError
+from wsod.metrics.box_hits import Bool, BoxHits
+from wsod.types import AttentionMaps, Sample
 
 __all__ = ["GTKnownLoc"]
 
@@ -27,3 +29,10 @@ class GTKnownLoc(BoxHits):
     @property
     def _ious(self) -> tuple[float, ...]:
         return (self.iou,)
+
+    def _measure(self, maps: AttentionMaps, sample: Sample) -> dict[int, Bool | None]:
+        true, found = sample.classes, super()._measure(maps, sample)
+        if any(label not in found for label in true):
+            wanted, hint = f"maps of the image's classes, for {self.name}", "Use --labels truth."
+            raise MapError(sample.image_id, wanted, f"of {list(found)}", hint)
+        return {label: found[label] for label in true}

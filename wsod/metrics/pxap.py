@@ -54,8 +54,8 @@ class PxAP(Metric):
         return np.append(accepted_thresholds(self.name, self.thresholds, self.step), 1.0)
 
     def _empty(self) -> dict[str, Counts]:
-        # pixels outside and inside the class, by the last threshold they reach
-        shape = (self.classes, 2, len(self._thresholds))
+        # pixels outside and inside the class, by the last threshold they reach; the first reach none
+        shape = (self.classes, 2, len(self._thresholds) + 1)
         return {
             "pixels": np.zeros(shape, np.int64),
             "count": np.zeros(self.classes, np.int64),
@@ -72,7 +72,7 @@ class PxAP(Metric):
         scores = self.processing.score(maps, k).scores.ravel()
         # `count_above` is strict: >= t is > the number just below t
         counts: Counts = count_above(scores, groups, np.nextafter(self._thresholds, -np.inf), 2)
-        return counts[:, 1:]
+        return counts
 
     def _measure(self, maps: AttentionMaps, sample: Sample) -> dict[int, Counts | None]:
         return {label: self._histogram(maps, k, sample) for k, label in enumerate(maps.labels.tolist())}
@@ -127,9 +127,10 @@ def _average_precision(counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]
     """Step integral, and precision (NaN where no pixel is) and recall, highest threshold first.
 
     Args:
-        counts: (…, 2, T) pixels outside and inside; the integral has the first shape. NaN without any inside.
+        counts: (…, 2, 1 + T) pixels outside and inside, below all thresholds and from each on; the integral
+            has the first shape. NaN without any inside.
     """
-    above = counts[..., ::-1].cumsum(-1)
+    above = counts[..., :0:-1].cumsum(-1)
     false, true = above[..., 0, :], above[..., 1, :]
     positives, found = counts[..., 1, :].sum(-1)[..., None], true + false
     precision = np.divide(true, found, out=np.full(true.shape, math.nan), where=found > 0)

@@ -52,11 +52,11 @@ class TopKLoc(BoxHits):
             raise MapError(sample.image_id, f"a ranking of {self.k} classes", len(maps.ranking))
         places = {label: place for place, label in enumerate(maps.labels.tolist())}
         predicted = set(maps.ranking[: self.k].tolist())
-        found = [
-            self._hits(maps, places[label], sample)
-            for label in true
-            if label in places and label in predicted
-        ]
+        asked = [label for label in true if label in predicted]
+        if any(label not in places for label in asked):
+            wanted, hint = f"a map of class {asked[0]}, for {self.name}", "Use --labels truth."
+            raise MapError(sample.image_id, wanted, f"of {list(places)}", hint)
+        found = [self._hits(maps, places[label], sample) for label in asked]
         shape = (len(self._ious), len(self._thresholds))
         hits = np.any([h for h in found if h is not None], axis=0) if found else np.zeros(shape, np.bool_)
         return {true[0]: hits}

@@ -76,8 +76,11 @@ def _heatmaps(
         raise MapError(path, "values of shape (K, h, w)", "x".join(map(str, stack.shape)))
     labels = np.arange(len(stack)) if beside.labels is None else beside.labels
     for label, values in _paired(path, labels, stack):
-        if beside.region is not None and own is not None and size is None:
-            values = resize_map(_finite(path, values), own, region=beside.region)
+        if beside.region is not None and own is not None:
+            down, across = (new / old for new, old in zip(own, beside.size or own, strict=True))
+            x0, y0, x1, y1 = beside.region
+            region = (x0 * across, y0 * down, x1 * across, y1 * down)
+            values = resize_map(_finite(path, values), own, region=region)
         yield str(label), values, own
 
 
