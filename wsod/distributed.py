@@ -305,4 +305,4 @@ def _taken() -> bool:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(f"{error}".split())[:300] or type(error).__name__
+    return " ".join(f"{error}".split())[:300].rstrip(".") or type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,7 @@ from wsod.data.dataset import Dataset
 from wsod.distributed import World, joined
 from wsod.errors import ConfigError, DataError, WsodError
 from wsod.kept import KeptMaps, computed_maps
-from wsod.output import remove
+from wsod.output import refuse_link, remove
 from wsod.pipeline import Fault
 from wsod.protocols import Protocol, load_protocol
 from wsod.request import Maps, Request, Run, make_request, open_run
@@ -107,8 +107,9 @@ def _compute(
         kept = KeptMaps(run, out, run.methods, world, notice=notice)
         mine = world.share(run.indices, run.request.batch_size)
         missing = {i for i in mine if not kept.has(run.dataset.ids[i], run.methods)}
+        again = kept.batches_to_make_again(mine)
         # the first images are drawn, whichever run made their maps
-        wanted = [i for i in mine if i in missing or i < run.request.save_overlays]
+        wanted = [i for i in mine if i in missing | again or i < run.request.save_overlays]
         before = len(mine) - len(wanted)
         items = _checked(computed_maps(run, wanted, kept=kept), run, world, progress, before)
         for index, item in zip(wanted, items, strict=True):
@@ -202,7 +203,13 @@ def _evaluate(
         name: Board(name, protocol.build(count, request.metrics), source, run.probe)
         for name in (*run.methods, *run.stores, *run.detections)
     }
-    with nullcontext() if out is None else world.only_writers(out):
+    with ExitStack() as held:
+        if out is not None:
+            held.enter_context(world.only_writers(out))
+            for folder in (out / "maps", out / UNFINISHED):
+                refuse_link(folder)
+            if request.save_maps:  # `wsod maps --out OUT/maps` writes there too
+                held.enter_context(world.only_writers(out / "maps"))
         kept = None if out is None else _kept(run, out, protocol.maps.frame, world, notice)
         shown, skipped = _count(run, boards, protocol.maps.frame, kept, world, progress)
         whole = _finished(run, boards, protocol, skipped) if world.first else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,15 @@ class KeptMaps:
                     )
         return whole
 
+    def batches_to_make_again(self, indices: Iterable[int]) -> set[int]:
+        """The images in a batch with one whose maps are there no more, or damaged.
+
+        In another batch, its last bits could be others.
+        """
+        ids, size = self.run.dataset.ids, self.run.request.batch_size
+        lost = {i // size for i in indices if any(ids[i] in store.lost for store in self.stores.values())}
+        return {i for i in indices if i // size in lost}
+
     def read(self, sample: Sample, names: Collection[str]) -> dict[str, AttentionMaps]:
         """These methods' maps of an image that `has` them.
 
@@ -166,6 +175,7 @@ def computed_maps(
     done: set[int] = set()
     if kept is not None and costly:
         done = {index for index in indices if kept.has(run.dataset.ids[index], costly)}
+        done -= kept.batches_to_make_again(indices)
     again = iterate_maps(run.dataset, [i for i in indices if i in done], cheap, None, frame=frame)
     computed = iterate_maps(
         run.dataset,

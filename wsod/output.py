@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from typing import Literal
 
 from wsod.errors import OutputError
 
-__all__ = ["append_line", "only_writer", "remove", "write_bytes", "write_text"]
+__all__ = ["append_line", "only_writer", "refuse_link", "remove", "shortened", "write_bytes", "write_text"]
 
 
 def write_bytes(path: Path, content: bytes, *, held: bool = False) -> None:
@@ -25,10 +26,9 @@ def write_bytes(path: Path, content: bytes, *, held: bool = False) -> None:
     Raises:
         OutputError: naming the file, where that fails; what was there before still is.
     """
-    digest = f".{sha256(os.fsencode(path.name)).hexdigest()[:16]}" if len(path.name) > 200 else ""
     if not path.name:
         raise OutputError(path, "the name of a file", "a folder")
-    aside = path.with_name(f".{path.name[:200]}{digest}.{0 if held else os.getpid()}.tmp")
+    aside = path.with_name(f".{shortened(path.name)}.{0 if held else os.getpid()}.tmp")
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +39,17 @@ def write_bytes(path: Path, content: bytes, *, held: bool = False) -> None:
                 aside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(path, "a file that can be written", error.strerror or error) from error
+
+
+def shortened(name: str, most: int = 220) -> str:
+    """A file's name of at most so many bytes, one of its own for each: file systems take 255.
+
+    >>> shortened("a" * 99, 30)
+    'aaaaaaaaaaaaa.132844681d57d5ae'
+    """
+    raw = os.fsencode(name)
+    digest = sha256(raw).hexdigest()[:16]
+    return name if len(raw) <= most else f"{raw[: most - 17].decode(errors='ignore')}.{digest}"
 
 
 def write_text(path: Path, text: str, *, held: bool = False) -> None:
@@ -59,6 +70,19 @@ def append_line(path: Path, line: str) -> None:
                 raise OSError("no space left on the device")
     except OSError as error:
         raise OutputError(path, "a file that can be written", error.strerror or error) from error
+
+
+def refuse_link(folder: Path) -> None:
+    """Nothing is written outside of the output folder.
+
+    Raises:
+        OutputError: where a folder below it is a link.
+    """
+    if folder.is_symlink():
+        hint = "Delete the link, or write to where it leads."
+        raise OutputError(
+            folder, "a folder of the output folder's own", f"a link to {folder.resolve()}", hint
+        )
 
 
 def remove(path: Path) -> None:
@@ -87,6 +111,8 @@ def only_writer(folder: Path, among: Literal["alone", "first", "other"] = "alone
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):  # before hours of work, not behind them
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise OutputError(folder, "a folder that can be written", error.strerror or error) from error

@@ -137,6 +137,16 @@ def _stores(name: str, out: Path | None) -> list[Path]:
     return []
 
 
+def _reach(path: Path) -> None:
+    """Refuse what is there and cannot be looked at."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"--maps {path}", "a path that can be read", error.strerror) from error
+
+
 def open_run(
     request: Request,
     needs: Set[str] = frozenset(),
@@ -159,6 +169,10 @@ def open_run(
     count = min(request.limit or len(dataset), len(dataset))
     if not count:
         raise DataError(request.data, "at least one image", f"none in split {dataset.split!r}")
+    base = getattr(dataset, "base", None)
+    if request.save_overlays and out is not None and base and out.resolve().is_relative_to(base.resolve()):
+        expected = f"a folder outside of {base}: pictures in it are images of the data set"
+        raise ConfigError("--save-overlays, --out", expected, out)
     run = Run(request, dataset, range(count))
     for name in request.maps:
         if is_detections(name):
@@ -174,6 +188,7 @@ def open_run(
             from wsod.maps import METHODS
 
             if "/" in name.partition(":")[0]:
+                _reach(Path(name))
                 hint = "Methods: `wsod list maps`."
                 raise ConfigError(
                     f"--maps {name}", "a folder of maps, a file of boxes or a method", "none", hint

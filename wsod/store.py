@@ -25,7 +25,7 @@ from typing import Any
 from wsod.data.dataset import bare, by_stem
 from wsod.errors import ConfigError, DataError, MapError
 from wsod.mapfiles import find_map_file, read_maps, write_maps
-from wsod.output import append_line, remove, write_text
+from wsod.output import append_line, refuse_link, remove, write_text
 from wsod.types import AttentionMaps, Sample
 
 __all__ = ["MapStore", "expand_map_folders", "folder_name"]
@@ -50,6 +50,7 @@ class MapStore:
 
     Attributes:
         damaged: files that were not what their checksum says, as `has` found them.
+        lost: images whose file was damaged or missing, as `has` found them.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class MapStore:
         self.folder, self.classes, self.spread = folder, classes, images > MANY
         self.manifest = _table(folder / MANIFEST, "a manifest written by `wsod maps`")
         self.damaged: list[Path] = []
+        self.lost: set[str] = set()
         self._ids = ids
         self._files = folder / (f"files.{rank}.jsonl" if rank else FILES)
         self._made, self._sums = self._read_files()
@@ -123,6 +125,7 @@ class MapStore:
         Raises:
             ConfigError: where they were, naming the difference, without `anew`.
         """
+        refuse_link(self.folder)
         made = json.loads(json.dumps(made))
         before = self._made
         if before != made:
@@ -151,6 +154,7 @@ class MapStore:
             return True
         path = self._path(image_id)
         del self._sums[image_id]
+        self.lost.add(image_id)
         if path.exists():
             self.damaged.append(path)
         return False

@@ -90,10 +90,15 @@ class Folder(Dataset):
             path = self.root / "splits" / f"{self.split}.txt"
             self.ids = tuple(dict.fromkeys(self._named(line, path) for line in read_lines(path)))
 
+    @property
+    def base(self) -> Path:
+        """Where its images are looked for."""
+        images = self.root / "images"
+        return images if images.is_dir() else self.root
+
     def _find_images(self) -> dict[str, Path]:
         """Image files by name, in the order of the names."""
-        images = self.root / "images"
-        base = images if images.is_dir() else self.root
+        base = self.base
         files: dict[str, Path] = {}
         for path in files_below(base):
             inside = path.relative_to(base)

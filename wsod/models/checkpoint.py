@@ -103,9 +103,9 @@ def save_file(contents: Mapping[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        got = error.strerror if isinstance(error, OSError) else "a write that failed, as on a full disk"
         hint = "Make room, then --resume the run."
-        raise CheckpointError(path, "a file that can be written", first.rstrip("."), hint) from error
+        raise CheckpointError(path, "a file that can be written", got or error, hint) from error
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

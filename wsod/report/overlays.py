@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from wsod.boxes.convert import heatmap_to_boxes
-from wsod.output import write_bytes
+from wsod.output import shortened, write_bytes
 from wsod.scoremaps import MapProcessing
+from wsod.store import folder_name
 from wsod.types import AttentionMaps, Sample
 
 __all__ = ["CLAIM", "draw_boxes", "drawn_processing", "font", "heat", "overlay", "save_overlays"]
@@ -117,8 +118,8 @@ def save_overlays(
                 picture = overlay(
                     image, scores, sample.boxes_of(int(label)), threshold=thresholds[name], title=title
                 )
-                stem = f"{sample.image_id}_{classes[label]}".replace("/", "_")
-                path = folder / name.replace("/", "_") / f"{stem}.png"
+                stem = shortened(f"{sample.image_id}_{classes[label]}".replace("/", "_"))
+                path = folder / folder_name(name) / f"{stem}.png"
                 file = BytesIO()
                 picture.save(file, "PNG")
                 write_bytes(path, file.getvalue(), held=True)
