@@ -25,7 +25,7 @@ from atcon.stages import StageConfig
 from atcon.step import Stepper
 from atcon.world import World
 from wsod.config import bind, plain
-from wsod.errors import ConfigError, DataError, ModelError
+from wsod.errors import ConfigError, DataError, ModelError, ProcessError
 from wsod.memory import ran_out
 from wsod.models import read_checkpoint
 from wsod.output import only_writer
@@ -121,6 +121,9 @@ def _train(
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             got = str(error).split("\n")[0].rstrip(". ")
             raise DataError("data.workers", "processes that load images", got, hint) from error
+        if isinstance(error, RuntimeError) and world.broke(error):
+            where, got = f"process {world.rank}", "no answer from another"
+            raise ProcessError(where, "all processes to go on", got, hint) from error
         raise
     finally:
         world.leave()

@@ -71,6 +71,11 @@ class World:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
+    def broke(self, error: RuntimeError) -> bool:
+        """Whether that is torch's word for another process that is gone."""
+        words = str(error).lower()
+        return self.size > 1 and any(word in words for word in ("gloo", "nccl", "connection", "timed out"))
+
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:

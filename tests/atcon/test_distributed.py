@@ -21,7 +21,7 @@ from atcon.train import finetune, resume
 from atcon.world import World
 from tests.conftest import ROOT
 from wsod.config import dump_toml
-from wsod.errors import ConfigError
+from wsod.errors import ConfigError, ProcessError
 from wsod.models import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="torchrun and gloo")]
@@ -144,6 +144,21 @@ def _kill_children_left(folder: Path) -> None:
             continue
         if str(folder) in line and int(entry.name) != os.getpid():
             os.kill(int(entry.name), signal.SIGKILL)
+
+
+def test_a_process_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Alone(World):
+        def wait(self) -> None:
+            raise RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:561] Connection closed by peer [::1]:1")
+
+    monkeypatch.setattr(World, "join", lambda device: Alone(torch.device("cpu"), 0, 2))
+    out = tmp_path / "out"
+    with pytest.raises(ProcessError) as fault:
+        finetune(config_from_tables(tables(), {}, "few"), out, device="cpu")
+    assert str(fault.value) == (
+        "process 0: expected all processes to go on, got no answer from another. "
+        f"What is saved is whole: go on with --resume {out}."
+    )
 
 
 def test_more_processes_than_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
