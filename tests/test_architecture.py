@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "mapfiles": {"errors", "types", "data", "output", "pickles"},
     "store": {"errors", "types", "data", "mapfiles", "output"},
     "results": {"errors", "types", "output", "strata", "textfiles"},
-    "thresholds": {"errors", "config", "metrics", "protocols", "results"},
+    "thresholds": {"errors", "config", "data", "metrics", "protocols", "results"},
     "board": {"types", "metrics", "results", "stats", "strata", "thresholds"},
     "probe": {"errors", "types", "data", "memory", "metrics", "models", "pipeline"},
     "pipeline": {"errors", "types", "data", "memory", "models", "maps"},

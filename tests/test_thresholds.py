@@ -109,6 +109,10 @@ def test_the_evaluated_split_stays_the_evaluated_split(
     # a threshold that was only passed on has not become that split's
     passed_on = evaluate(maps["val"], split="val", threshold_from=tmp_path, **options)
     assert passed_on.rows[0].supervision == ("unknown", "threshold: evaluated split")
+    spelled = evaluate(
+        maps["val"], data="shapes:seed=0", split="val", threshold_from=runs["val"] / "result.json", **options
+    )
+    assert spelled.rows[0].supervision == ("unknown", "threshold: evaluated split")
     same = evaluate(maps["val"], split="val", threshold_from=runs["val"] / "result.json", **options)
     assert same.rows[0].supervision == ("unknown", "threshold: evaluated split")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsod.config import bind, plain
+from wsod.data import same_images
 from wsod.errors import ConfigError
 from wsod.metrics.swept import SweptMetric, Threshold
 from wsod.protocols import Protocol
@@ -40,7 +41,7 @@ class ChosenThreshold:
 
         A threshold chosen on those images is tuned on them, whichever run it comes from.
         """
-        if (self.data, self.split) == (data, split):
+        if self.split == split and (self.data == data or same_images(self.data, data, split)):
             return "threshold: evaluated split"
         return f"threshold: from {self.data}, {self.split}"
 

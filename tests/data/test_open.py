@@ -13,7 +13,7 @@ from tests.data.files import coco_content, write_coco, write_folder, write_image
 from tests.data.test_discovery import write_discovery
 from tests.data.test_shards import write_shards
 from tests.data.test_svhn import write_cropped
-from wsod.data import DATASETS, Dataset, open_dataset
+from wsod.data import DATASETS, Dataset, open_dataset, same_images
 from wsod.errors import ConfigError
 
 MAKERS = {
@@ -143,3 +143,18 @@ def test_coco_from_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     alone = open_dataset("coco:annotations=a.json")
     assert not alone.has_images
     assert len(alone[0].boxes) == 3
+
+
+def test_the_same_images_however_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "data/cat/a.png")
+    write_image(tmp_path / "other/cat/a.png")
+    monkeypatch.chdir(tmp_path)
+    for one, other, same in (
+        ("shapes:count=4", "shapes:count=4,seed=0", True),
+        ("shapes:count=4", "shapes:count=4,seed=1", False),
+        ("folder:data", f"folder:{tmp_path}/data/", True),
+        ("folder:data", "folder:./data", True),
+        ("folder:data", "folder:other", False),
+        ("folder:data", "folder:gone", False),
+    ):
+        assert same_images(one, other, open_dataset(one).split) == same

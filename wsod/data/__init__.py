@@ -12,6 +12,7 @@ import dataclasses
 import os
 import re
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from wsod.data.shards import Shards
 from wsod.data.svhn import Svhn
 from wsod.data.voc import Voc2007, Voc2012
 from wsod.data.wsol import Wsol
-from wsod.errors import ConfigError
+from wsod.errors import ConfigError, WsodError
 from wsod.registry import Registry, nearest
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "export",
     "open_dataset",
     "read_image",
+    "same_images",
 ]
 
 DATASETS: Registry[type[Dataset]] = Registry(
@@ -75,6 +77,30 @@ def open_dataset(spec: str, split: str | None = None) -> Dataset:
     dataset = bind(kind, table, spec)
     dataset.spec = spec
     return dataset
+
+
+@cache
+def same_images(one: str, other: str, split: str) -> bool:
+    """Whether two specs name the same images, however they are spelled: shapes:seed=0 and shapes.
+
+    False where one of them is no longer there.
+    """
+    try:
+        first, second = open_dataset(one, split), open_dataset(other, split)
+        return first.ids == second.ids and _place(first) == _place(second)
+    except WsodError:
+        return False
+
+
+def _place(dataset: Dataset) -> object:
+    """Where its first image lies; of a data set without files, its options."""
+    if not len(dataset):
+        return None
+    path = dataset[0].image_path
+    if isinstance(path, Path):
+        return path.resolve()
+    options = [getattr(dataset, f.name) for f in dataclasses.fields(dataset) if f.init]  # type: ignore[arg-type]
+    return type(dataset), [value.resolve() if isinstance(value, Path) else value for value in options]
 
 
 def _options(kind: type[Dataset], spec: str, rest: str) -> dict[str, Any]:
