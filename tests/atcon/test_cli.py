@@ -83,7 +83,6 @@ def test_list() -> None:
         (["--set", "lr"], "key=value"),
         (["--resume", "nowhere"], "nowhere"),
         (["--device", "tpu"], "auto, cpu, cuda"),
-        (["--recipe", "atcon"], "give --weights ft.pt"),
         (["--set", "data.train=trian"], "data.train: expected a split of shapes"),
     ],
 )
@@ -131,3 +130,11 @@ def test_interrupted_by_the_keyboard_and_resumed(tmp_path: Path) -> None:
     for name in ("start.pt", "ft.pt"):
         left, right = read_checkpoint(whole / name)["state"], read_checkpoint(cut / name)["state"]
         assert all(torch.equal(left[key], right[key]) for key in left), name
+
+
+@pytest.mark.slow
+def test_an_untrained_head_is_said(tmp_path: Path) -> None:
+    steps = ["--set", "train.steps=1", "--set", "train.batch=2", "--data", "shapes:count=8"]
+    said = CliRunner().invoke(main, ["finetune", "--recipe", "atcon", *steps, "--out", str(tmp_path / "a")])
+    assert said.exit_code == 0, said.output
+    assert "stage atcon: no label trains the head, which starts from random weights" in said.stderr

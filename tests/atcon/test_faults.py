@@ -132,9 +132,8 @@ import os, sys, time
 from pathlib import Path
 from wsod.output import only_writer
 with only_writer(Path(sys.argv[1])):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # it has let go by now
     time.sleep(60)
 """
 
