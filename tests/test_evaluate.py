@@ -121,6 +121,7 @@ def test_images_without_masks_do_not_remove_a_metric(tmp_path: Path, monkeypatch
     assert values(evaluate("center", limit=8, metrics=["miou"])) == values(whole)
 
 
+@pytest.mark.slow
 def test_batch_size_and_threads_change_nothing(checkpoint: Path) -> None:
     options = {"checkpoint": checkpoint, "limit": 9}
     one = evaluate(["gradcam", "guidedbackprop"], batch_size=1, threads=1, **options)
@@ -310,6 +311,7 @@ def test_every_interval_holds_its_value() -> None:
 
 @pytest.mark.parametrize("config", ["default", "faithfulness"])
 @pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.slow
 def test_a_network_without_an_answer_stops_or_is_listed(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, config: str, batch_size: int
 ) -> None:

@@ -62,6 +62,7 @@ def wsol_boxes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("run", range(4))
 @pytest.mark.parametrize("split", ["runs", "runs_nondyadic"])
+@pytest.mark.slow
 def test_wsol_boxes(tmp_path: Path, wsol_boxes: tuple[Path, str], split: str, run: int) -> None:
     wanted = group("wsol_boxes")[2][split][run]
     components = "all" if wanted["multi_contour"] else "largest"
@@ -127,6 +128,7 @@ def test_wsol_pxap(tmp_path: Path, split: str, key: str, where: str) -> None:
 
 
 @pytest.mark.parametrize("run", [0, *(pytest.param(run, marks=pytest.mark.slow) for run in range(1, 8))])
+@pytest.mark.slow
 def test_topk_loc(tmp_path: Path, run: int) -> None:
     """All classes' maps with the classifier's ranking, as .npz."""
     inputs, arrays, expected = group("topk_loc")

@@ -48,6 +48,7 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     assert "--resume" in again.stderr
 
 
+@pytest.mark.slow
 def test_the_next_command_can_be_typed_as_it_is(tmp_path: Path) -> None:
     """It evaluates the checkpoint on the data trained on, whatever the names."""
     folder = tmp_path / ("a run " + 200 * "x")

@@ -395,6 +395,7 @@ def test_ssim_equals_its_naive_twin():
 @pytest.mark.parametrize(
     "options", [{}, {"detach_mask": True}, {"mask_scale": "std", "mask_slope": 4.0}], ids=str
 )
+@pytest.mark.slow
 def test_training_raises_consistency(options):
     classifier = mini_classifier(torch.float32)
     images = torch.randn(8, 3, 96, 96, generator=torch.Generator().manual_seed(1))

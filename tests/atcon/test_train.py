@@ -121,6 +121,7 @@ def killer(stage: str, step: int) -> Callable[[Event], None]:
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(finished: Path, tmp_path: Path, stage: str, step: int) -> None:
     with pytest.raises(Killed):
         finetune(small(), tmp_path / "out", device="cpu", progress=killer(stage, step))
@@ -149,6 +150,7 @@ def test_another_run_is_not_overwritten(finished: Path) -> None:
     assert (finished / "ft.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_start_can_win(tmp_path: Path) -> None:
     config = single({"supervised": {}}, lr=0.3, evaluate_every=1)
     path = finetune(config, tmp_path / "out", device="cpu")
@@ -176,6 +178,7 @@ def test_parts_of_a_batch_make_the_same_step(tmp_path: Path) -> None:
             assert torch.allclose(value, whole[key], atol=2e-4), key
 
 
+@pytest.mark.slow
 def test_combining_adds_the_weighted_terms(tmp_path: Path) -> None:
     config = single({"supervised": {}, "atcon": {"weight": 0.25, "pool": "unlabelled"}})
     finetune(config, tmp_path / "out", device="cpu")
@@ -210,6 +213,7 @@ def test_combining_has_the_gradient_of_the_sum() -> None:
         torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_alternating_draws_one_objective_a_step(tmp_path: Path) -> None:
     terms = {"supervised": {"share": 1.0}, "atcon": {"share": 1.0, "pool": "unlabelled"}}
     finetune(single(terms, steps=10), tmp_path / "out", device="cpu")
@@ -236,6 +240,7 @@ def test_unsupervised_training_never_reads_a_label(
     assert same(tmp_path / "a" / "ft.pt", tmp_path / "b" / "ft.pt")
 
 
+@pytest.mark.slow
 def test_frozen_statistics_do_not_move_and_the_trunk_can_be_frozen(tmp_path: Path) -> None:
     starts: dict[str, Tensor] = {}
 
@@ -251,6 +256,7 @@ def test_frozen_statistics_do_not_move_and_the_trunk_can_be_frozen(tmp_path: Pat
     assert len(changed) <= 2  # weight and bias of the linear layer
 
 
+@pytest.mark.slow
 def test_single_label_data(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
@@ -266,6 +272,7 @@ def test_single_label_data(tmp_path: Path) -> None:
     assert "top1" in contents["metrics"]
 
 
+@pytest.mark.slow
 def test_weights_of_other_classes_need_an_architecture(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "d" / "cat").mkdir(parents=True)
     (tmp_path / "d" / "dog").mkdir()
@@ -292,6 +299,7 @@ def test_weights_of_other_classes_need_an_architecture(finished: Path, tmp_path:
         ({"head": "lfi"}, "the head lfi is new"),
     ],
 )
+@pytest.mark.slow
 def test_a_head_that_no_label_trains_is_noted(
     finished: Path, tmp_path: Path, model: dict[str, str], start: str
 ) -> None:
@@ -337,10 +345,8 @@ def test_misfits_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "atcon" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(OBJECTIVES)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_objective_trains(name: str, finished: Path, tmp_path: Path) -> None:
     """The contract: a scalar under its own name whose gradient reaches the weights."""
     tables: dict[str, dict[str, Any]] = {

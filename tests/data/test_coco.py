@@ -36,6 +36,7 @@ def test_real_sample_counts() -> None:
 
 @needs_shared
 @pytest.mark.parametrize("name", REAL)
+@pytest.mark.slow
 def test_every_annotation_as_pycocotools_reads_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert SHARED is not None
     path = SHARED / "data/coco_real" / name

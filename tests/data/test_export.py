@@ -64,6 +64,7 @@ def test_shapes_as_coco_and_back(tmp_path: Path) -> None:
 
 
 @needs_shared
+@pytest.mark.slow
 def test_real_voc_as_voc_and_as_coco(tmp_path: Path) -> None:
     assert SHARED is not None
     dataset = Voc2012(SHARED / "data/voc_real", "val")

@@ -55,6 +55,7 @@ def test_a_scene_depends_on_seed_split_and_index_alone() -> None:
     )
 
 
+@pytest.mark.slow
 def test_truth_is_exact_and_scenes_are_varied() -> None:
     dataset = Shapes("train", count=300)
     labels, objects, difficult, touching, twice = [], [], 0, 0, 0
@@ -87,6 +88,7 @@ def test_truth_is_exact_and_scenes_are_varied() -> None:
     assert twice > 20
 
 
+@pytest.mark.slow
 def test_difficult_means_hidden_or_tiny() -> None:
     dataset = Shapes("train", count=200)
     for index, sample in enumerate(dataset):
@@ -104,6 +106,7 @@ def test_masks_of_a_scene_agree() -> None:
     assert set(np.unique(semantic)) == {0, *(label + 1 for label in sample.classes)}
 
 
+@pytest.mark.slow
 def test_bias_ties_the_cue_to_the_main_class_in_train() -> None:
     dataset = Shapes("train", bias=0.8, count=400, size=48)
     agree = [scene.cue == scene.labels[0] for scene in map(dataset.scene, range(400))]
@@ -142,6 +145,7 @@ def test_fewer_kinds_and_upright_objects() -> None:
         Shapes("val", kinds=9)
 
 
+@pytest.mark.slow
 def test_cue_rules_outside_of_training() -> None:
     plain, base = Shapes("test", size=64), Shapes("test", bias=1.0, size=64, count=120)
     scenes = {

@@ -81,6 +81,7 @@ def test_digits(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(again.image(-1)), pixels[..., 4])
 
 
+@pytest.mark.slow
 def test_torchvision_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import SVHN
 
@@ -94,6 +95,7 @@ def test_torchvision_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("write", [write_struct, write_hdf5])
+@pytest.mark.slow
 def test_numbers(tmp_path: Path, write) -> None:
     write(tmp_path / "train")
     write_cropped(tmp_path)

@@ -27,6 +27,7 @@ from wsod.types import Sample
 
 
 @pytest.mark.parametrize("shape", [(1, 25_000_000), (25_000_000, 1)])
+@pytest.mark.slow
 def test_maps_of_a_single_row(tmp_path: Path, shape: tuple[int, int]) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, values=np.arange(25_000_000, dtype=np.uint8).reshape(1, *shape), labels=[5])
@@ -85,6 +86,7 @@ def test_other_compressions(tmp_path: Path, method: int) -> None:
     assert "stored or deflated" in refused(path, lambda: read_maps(path, SAMPLE, 20))
 
 
+@pytest.mark.slow
 def test_a_table_of_a_million_boxes_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.arange(10_000).reshape(100, 100) % 2)

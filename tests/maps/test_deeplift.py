@@ -34,6 +34,7 @@ def test_deeplift_of_rectifiers_in_every_spelling(style):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
+@pytest.mark.slow
 def test_deeplift_is_complete_on_reused_rectifiers_and_max_pooling(name):
     torch.manual_seed(0)
     classifier, images = build_classifier(name, CLASSES, size=64).double().eval(), batch(2, (64, 64))

@@ -103,6 +103,7 @@ def without_biases(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [*CHAINS, *LARGE])
+@pytest.mark.slow
 def test_conserved_where_nothing_has_a_bias(name, size):
     classifier, images = torchvision(name, None, size)
     without_biases(classifier.network)
@@ -406,6 +407,7 @@ COMPOSITES = {
 @pytest.mark.parametrize(
     ("arch", "size"), [pytest.param("vgg11", 64, marks=pytest.mark.slow), ("resnet18", 32)]
 )
+@pytest.mark.slow
 def test_equals_zennit(arch, size, name, first):
     zennit = pytest.importorskip("zennit", reason="zennit is not installed")
     from zennit import composites

@@ -151,6 +151,7 @@ def test_pxap_counts_positives_below_the_first_threshold() -> None:
     assert score.curve["recall"] == pytest.approx([1 / 3, 0.0])
 
 
+@pytest.mark.slow
 def test_bare_photos_are_asked_of_the_classifier_s_classes(tmp_path: Path) -> None:
     for image in ("a", "b"):
         write_image(tmp_path / f"data/{image}.png")

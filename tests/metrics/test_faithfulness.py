@@ -192,6 +192,7 @@ class Counting(ClassifierProbe):
         return super()._shown(views)
 
 
+@pytest.mark.slow
 def test_a_map_of_ones_drops_nothing_and_an_answer_of_zero_everything() -> None:
     drop, increase = (METRICS[name](classes=8) for name in ("average_drop", "increase_in_confidence"))
     probe = ClassifierProbe(network(), open_dataset("shapes"), batch_size=8)

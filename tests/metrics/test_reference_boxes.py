@@ -32,6 +32,7 @@ def wsol_metric(step: float, multi: bool, processing: MapProcessing) -> MaxBoxAc
 
 @pytest.mark.parametrize("run", range(4))
 @pytest.mark.parametrize("runs", ["runs", "runs_nondyadic"])
+@pytest.mark.slow
 def test_wsol_boxes(run: int, runs: str) -> None:
     inputs, arrays, expected = group("wsol_boxes")
     wanted = expected[runs][run]
@@ -94,6 +95,7 @@ def cub_samples() -> list[Sample]:
 
 
 @pytest.mark.parametrize("which", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_wsol_center_on_cub(which: int) -> None:
     _, _, expected = group("wsol_center")
     run = expected["runs"][which]

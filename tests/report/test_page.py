@@ -205,6 +205,7 @@ def test_two_hundred_cases_by_four_methods_stay_below_15_mb(tmp_path: Path) -> N
     assert len(text.encode()) < 15e6
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, runs: Path) -> None:
     target = tmp_path / "x.html"
     told = CliRunner().invoke(main, ["report", str(runs / "a"), "--out", str(target), "--cases", "4"])
