@@ -107,9 +107,9 @@ def _compute(
         kept = KeptMaps(run, out, run.methods, world, notice=notice)
         mine = world.share(run.indices, run.request.batch_size)
         missing = {i for i in mine if not kept.has(run.dataset.ids[i], run.methods)}
-        again = kept.batches_to_make_again(mine)
+        computing = missing | kept.batches_to_make_again(mine)
         # the first images are drawn, whichever run made their maps
-        wanted = [i for i in mine if i in missing | again or i < run.request.save_overlays]
+        wanted = [i for i in mine if i in computing or i < run.request.save_overlays]
         before = len(mine) - len(wanted)
         items = _checked(computed_maps(run, wanted, kept=kept), run, world, progress, before)
         for index, item in zip(wanted, items, strict=True):

@@ -159,14 +159,14 @@ def _part(value: Any) -> None:
 
 def _config(table: Any) -> dict[str, Any]:
     """The options, those checked that tables and comparisons read."""
+    found: dict[str, Any] = _is(dict, table)
     for name in ("data", "split", "config"):
-        _is(str, _is(dict, table)[name])
-    for name in _is(list, table.get("maps", [])):
+        _is(str, found[name])
+    for name in _is(list, found.get("maps", [])):
         _is(str, name)
-    _is(int, table.get("limit", 0))
-    if not 0 <= _is(int, table.get("classes", 0)) <= MOST_CLASSES:
-        raise ValueError(f"{table['classes']} classes")
-    found: dict[str, Any] = table
+    _is(int, found.get("limit", 0))
+    if not 0 <= _is(int, found.get("classes", 0)) <= MOST_CLASSES:
+        raise ValueError(f"{found['classes']} classes")
     return found
 
 

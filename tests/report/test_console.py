@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from wsod.errors import WsodError
 from wsod.report.console import Group, console
-from wsod.report.tables import simple_table
+from wsod.report.tables import print_table
 
 SCRIPT = """
 import click, os, signal, sys
@@ -82,7 +82,7 @@ def test_what_is_said_and_the_exit_code(error: BaseException, code: int, said: s
 
 
 def test_names_in_tables_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    console().print(simple_table("\x1b[31mtitle", ["\x9bname"], [["a\x1b]0;x\u202eé\nb"]]))
+    print_table(console(), "\x1b[31mtitle", ["\x9bname"], [["a\x1b]0;x\u202eé\nb"]])
     said = capsys.readouterr().out
     assert {r"\x1b[31mtitle", r"\x9bname", r"a\x1b]0;x\u202eé", "b"} <= set(said.split())
     assert said.replace("\n", "").isprintable()

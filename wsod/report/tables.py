@@ -15,31 +15,25 @@ from wsod.report.lines import Line, heading, lines, percent, short_names, signed
 from wsod.report.strata import strata_table
 from wsod.results import Result
 
-__all__ = ["print_changes", "print_comparison", "print_results", "print_table", "simple_table"]
+__all__ = ["print_changes", "print_comparison", "print_results", "print_table"]
 
 Row = tuple[str, str, str]
 SHOWN_FAULTS = 10
 
 
-def simple_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table of text."""
-    table = _table(title)
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A plain table of text below its title, which a table of its own would cut to the columns' width."""
+    table = _table()
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    return table
-
-
-def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A plain table of text below its title, which a table of its own would cut to the columns' width."""
     console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print(simple_table("", columns, rows))
+    console.print(table)
 
 
-def _table(title: str = "") -> Table:
-    shown = Text(title, no_wrap=True) if title else None
-    return Table(title=shown, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD)
 
 
 def print_results(console: Console, results: Mapping[str, Result], *, published: bool = False) -> None:
